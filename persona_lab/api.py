@@ -1,0 +1,351 @@
+"""The one module plugin authors import: base classes, types, errors, `hookimpl` and the toolkit.
+
+Importing it costs no torch. Toolkit functions listed in `_TOOLKIT` are loaded on first use
+(`from persona_lab.api import cluster_bootstrap` inside a method, not at the top of a plugin).
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from persona_lab.errors import (
+    BadInput,
+    BadModel,
+    BadSetting,
+    Cancelled,
+    DiskFull,
+    OutOfMemory,
+    PersonaLabError,
+    UnknownName,
+    WorkFailed,
+)
+from persona_lab.hookspecs import hookimpl
+from persona_lab.types import (
+    AdversarialPrompt,
+    Artifact,
+    BaseModelInfo,
+    Conversation,
+    Dataset,
+    Estimate,
+    Fact,
+    FitResult,
+    FitSettings,
+    Frozen,
+    ItemScore,
+    LogLikelihood,
+    Machine,
+    Message,
+    Metric,
+    Persona,
+    Probe,
+    Problem,
+    Sampling,
+    Variant,
+)
+
+if TYPE_CHECKING:
+    from persona_lab.datasets.rendering import ChatRenderer
+
+API_VERSION = 1
+
+_TOOLKIT = {
+    # name -> module; light ones first, then those that need numpy, then those that need torch
+    "ChatRenderer": "persona_lab.datasets.rendering",
+    "read_text": "persona_lab.datasets.toolkit",
+    "read_json": "persona_lab.datasets.toolkit",
+    "read_rows": "persona_lab.datasets.toolkit",
+    "estimate_training": "persona_lab.models.estimate",
+    "best_examples": "persona_lab.datasets.examples",
+    "cluster_bootstrap": "persona_lab.evaluation.statistics",
+    "wilson": "persona_lab.evaluation.statistics",
+    "paired_permutation": "persona_lab.evaluation.statistics",
+    "mean_metric": "persona_lab.evaluation.statistics",
+    "share_metric": "persona_lab.evaluation.statistics",
+    "missing_metric": "persona_lab.evaluation.statistics",
+    "difference_bootstrap": "persona_lab.evaluation.statistics",
+    "other_lines": "persona_lab.evaluation.probes",
+    "match_lengths": "persona_lab.evaluation.probes",
+    "spread": "persona_lab.evaluation.probes",
+    "StyleModel": "persona_lab.evaluation.style",
+    "attach_lora": "persona_lab.training.lora",
+    "layer_deltas": "persona_lab.training.lora",
+    "merged_model": "persona_lab.training.lora",
+    "load_variant": "persona_lab.inference.loading",
+    "write_checksums": "persona_lab.export.toolkit",
+    "write_model_card": "persona_lab.export.toolkit",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _TOOLKIT:
+        return getattr(importlib.import_module(_TOOLKIT[name]), name)
+    raise AttributeError(f"persona_lab.api has no {name!r}")
+
+
+class NoSettings(Frozen):
+    """A Config without fields, for plugins that need none."""
+
+
+class Reporter(Protocol):
+    """How work reports itself; every call may raise `Cancelled`, which must be let through."""
+
+    def phase(self, title: str, total: int | None = None) -> None:
+        """Begin a part of the work, of `total` steps when known."""
+
+    def step(self, step: int, total: int, **values: float | str | None) -> None:
+        """Report progress: `loss`, `learning_rate`, `tokens_per_second`, `stage`; time left is worked out here.
+
+        Raises:
+            Cancelled: the user asked to stop.
+        """
+
+    def log(self, message: str, level: str = "info") -> None:
+        """Say something to people."""
+
+
+class TrainContext(Reporter, Protocol):
+    """What a strategy gets, in the worker. Model objects are torch modules, typed Any so that importing costs nothing."""
+
+    persona: Persona
+    dataset: Dataset
+    base: BaseModelInfo
+    machine: Machine
+    seed: int
+    run_dir: Path
+    system: str
+    """The persona's system prompt, used in training, validation and samples."""
+    renderer: ChatRenderer
+
+    def load_base(self, quantization: str | None = None, full_precision: bool = False) -> Any:
+        """The base model on the device, frozen (no parameter requires a gradient).
+
+        Args:
+            quantization: `nf4` for 4-bit through bitsandbytes.
+            full_precision: fp32 weights (master weights of full fine-tuning) instead of the device's fast type.
+
+        Raises:
+            BadModel, OutOfMemory
+        """
+
+    def fit(self, model: Any, settings: FitSettings, stage: str = "train") -> FitResult:
+        """Train whatever requires a gradient on the train split; leaves `model` at its best validation loss.
+
+        Reports steps, validations and samples; writes checkpoints; resumes from the newest valid checkpoint of the
+        same `stage` after an interruption.
+
+        Raises:
+            BadInput: nothing to train on. Cancelled, OutOfMemory, DiskFull
+        """
+
+    def validation_loss(self, model: Any) -> float:
+        """Mean nats a supervised token over the validation split."""
+
+    def loglikelihood(self, model: Any, items: Sequence[tuple[Sequence[Message], str]]) -> list[LogLikelihood]:
+        """Of each (messages, reply); messages include the system message if one is wanted."""
+
+    def generate(self, model: Any, prompts: Sequence[Sequence[Message]], sampling: Sampling) -> list[str]:
+        """One reply a prompt, in one batch; messages include the system message if one is wanted."""
+
+    def save_adapter(self, model: Any, fit: FitResult, **details: Any) -> Artifact:
+        """Write a peft adapter (safetensors) and describe it."""
+
+    def save_weights(self, model: Any, fit: FitResult, **details: Any) -> Artifact:
+        """Write a whole model folder (safetensors, tokenizer, chat template) and describe it."""
+
+    def save_prompt(self, examples: Sequence[Conversation], **details: Any) -> Artifact:
+        """No weights: in-context examples only."""
+
+    def run_strategy(self, strategy: str, config: Mapping[str, Any], stage: str) -> tuple[Any, FitResult]:
+        """Run another strategy's training inside this one; gives its trained model (a peft model for `lora`).
+
+        Strategies that can be used so implement `train_model(job, ctx) -> (model, FitResult)`.
+        """
+
+
+class TrainJob(Frozen):
+    """What is asked of a strategy: its validated `config` is passed as `settings` (an instance of its Config)."""
+
+    settings: Any
+    stage: str = "train"
+
+
+class Strategy(ABC):
+    """A way to make a variant.
+
+    Class attributes: `id` (short, lower case), `title`, `summary` (one sentence with the reason to choose it), `rank`
+    (order in lists, lower first) and `Config`, a pydantic model whose fields all have bounds, a default and a plain
+    description: it is the form in the page and `--set` on the command line.
+    """
+
+    id: ClassVar[str]
+    title: ClassVar[str]
+    summary: ClassVar[str]
+    rank: ClassVar[int] = 100
+    Config: ClassVar[type[Frozen]] = NoSettings
+
+    def check(self, config: Any, persona: Persona, dataset: Dataset | None, machine: Machine) -> list[Problem]:
+        """What will not, or may not, work. Cheap; no torch."""
+        return []
+
+    @abstractmethod
+    def estimate(self, config: Any, base: BaseModelInfo, dataset: Dataset | None, machine: Machine) -> Estimate:
+        """Memory, time, disk and trainable parameters. Cheap; no torch. See `estimate_training` in the toolkit."""
+
+    @abstractmethod
+    def train(self, job: TrainJob, ctx: TrainContext) -> Artifact:
+        """Make the variant; runs in the worker."""
+
+
+class EvalContext(Reporter, Protocol):
+    """What an evaluator gets, in the worker. The base is scored with the same system prompt as the variant."""
+
+    persona: Persona
+    dataset: Dataset | None
+    machine: Machine
+    seed: int
+    quick: bool
+
+    def loglikelihood(
+        self, variant: Variant | None, items: Sequence[tuple[Sequence[Message], str]]
+    ) -> list[LogLikelihood]:
+        """Of each (messages, reply) under the variant, or under the base with the persona's card if None.
+
+        The variant's own system prompt and examples are put before the messages. Results are cached for the run, so
+        that evaluators may ask for the same items again.
+        """
+
+    def generate(self, variant: Variant | None, prompts: Sequence[Sequence[Message]], sampling: Sampling) -> list[str]:
+        """One reply a prompt; cached for the run."""
+
+
+class Evaluator(ABC):
+    """Turns a variant and probes into metrics with confidence intervals."""
+
+    id: ClassVar[str]
+    title: ClassVar[str]
+    summary: ClassVar[str]
+    rank: ClassVar[int] = 100
+    Config: ClassVar[type[Frozen]] = NoSettings
+
+    @abstractmethod
+    def score(self, variant: Variant, probes: Sequence[Probe], ctx: EvalContext) -> Iterable[Metric]:
+        """Score the variant; runs in the worker. `Metric.items` lets variants be compared in pairs."""
+
+
+class ReadResult(Frozen):
+    """What a reader made of a file. `others`: lines of other speakers; `skipped`: (row, reason) of unusable rows."""
+
+    conversations: tuple[Conversation, ...]
+    others: tuple[str, ...] = ()
+    skipped: tuple[tuple[int, str], ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class Detection(Frozen):
+    """How sure a reader is that a file is its own: 0 (no) .. 1 (certain), and why, for people."""
+
+    score: float
+    why: str = ""
+
+
+class DatasetReader(ABC):
+    """A file format that can become a dataset. Readers run in the page's process: no torch, everything bounded."""
+
+    id: ClassVar[str]
+    title: ClassVar[str]
+    summary: ClassVar[str]
+    rank: ClassVar[int] = 100
+
+    @abstractmethod
+    def detect(self, path: Path) -> Detection:
+        """Whether this file is of the format. Must not raise for a file of another format."""
+
+    @abstractmethod
+    def read(self, path: Path, persona: Persona, mapping: Mapping[str, str]) -> ReadResult:
+        """Read the file. `mapping` is `--map role=column,...`.
+
+        Raises:
+            BadInput: the file cannot be read, with the row and what to do.
+        """
+
+
+class Exporter(ABC):
+    """Takes a variant elsewhere; runs in the worker."""
+
+    id: ClassVar[str]
+    title: ClassVar[str]
+    summary: ClassVar[str]
+    rank: ClassVar[int] = 100
+    Config: ClassVar[type[Frozen]] = NoSettings
+
+    def check(self, variant: Variant) -> list[Problem]:
+        """Why this variant cannot be expressed in this format, if so. Cheap; no torch."""
+        return []
+
+    @abstractmethod
+    def export(self, variant: Variant, persona: Persona, base: BaseModelInfo, out: Path, ctx: Reporter) -> list[Path]:
+        """Write into the empty folder `out`; returns the files written."""
+
+
+class Tab(ABC):
+    """A tab of the page."""
+
+    id: ClassVar[str]
+    title: ClassVar[str]
+    summary: ClassVar[str] = ""
+    rank: ClassVar[int] = 100
+
+    @abstractmethod
+    def build(self, engine: Any) -> None:
+        """Create gradio components inside an open `gr.Tab`."""
+
+
+__all__ = [
+    "API_VERSION",
+    "AdversarialPrompt",
+    "Artifact",
+    "BadInput",
+    "BadModel",
+    "BadSetting",
+    "BaseModelInfo",
+    "Cancelled",
+    "Conversation",
+    "Dataset",
+    "DatasetReader",
+    "Detection",
+    "DiskFull",
+    "Estimate",
+    "EvalContext",
+    "Evaluator",
+    "Exporter",
+    "Fact",
+    "FitResult",
+    "FitSettings",
+    "Frozen",
+    "ItemScore",
+    "LogLikelihood",
+    "Machine",
+    "Message",
+    "Metric",
+    "NoSettings",
+    "OutOfMemory",
+    "Persona",
+    "PersonaLabError",
+    "Probe",
+    "Problem",
+    "ReadResult",
+    "Reporter",
+    "Sampling",
+    "Strategy",
+    "Tab",
+    "TrainContext",
+    "TrainJob",
+    "UnknownName",
+    "Variant",
+    "WorkFailed",
+    "hookimpl",
+]

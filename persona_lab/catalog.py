@@ -1,0 +1,482 @@
+"""What the home holds: personas, datasets, variants and reports, as rows in the library and files beside them.
+
+Files are the truth and rows the index: `recover` adds rows for what has files but no row, so a library restored from
+its backup loses nothing, and a run that finished while no page was there still becomes a variant.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from persona_lab.errors import BadInput, UnknownName
+from persona_lab.home import Home, disk_errors, write_atomic
+from persona_lab.jobs import view as view_run
+from persona_lab.library import Library, Row, Table
+from persona_lab.types import (
+    Artifact,
+    BaseModelInfo,
+    Dataset,
+    DatasetSummary,
+    Persona,
+    PersonaSummary,
+    ReportView,
+    RunView,
+    Variant,
+    now,
+    slug,
+)
+
+INSPECT_ROWS = 5
+
+
+class Catalog:
+    """Personas, datasets, variants and reports of one home; the engine's right hand."""
+
+    def __init__(self, home: Home, library: Library) -> None:
+        self.home = home
+        self.library = library
+
+    # --- personas --------------------------------------------------------------------------------
+
+    def personas(self) -> list[PersonaSummary]:
+        """The library's personas, then shipped examples that are not in it."""
+        from persona_lab.personas.store import example_folders
+
+        owned = [row["id"] for row in self.library.all("personas")]
+        rows = [self._summary(self.persona(persona_id), installed=True) for persona_id in owned]
+        for persona_id in example_folders():
+            if persona_id not in owned:
+                rows.append(self._summary(self._example(persona_id), installed=False))
+        return rows
+
+    def _summary(self, persona: Persona, installed: bool) -> PersonaSummary:
+        datasets = self.datasets(persona.id)
+        tagline = (persona.field("creator_notes") or persona.field("description")).strip().split("\n")[0]
+        counts = datasets[0].counts if datasets else {}
+        return PersonaSummary(
+            id=persona.id,
+            name=persona.name,
+            example=persona.example,
+            installed=installed,
+            tagline=tagline[:200],
+            avatar=persona.avatar,
+            conversations=sum(counts.get(split, 0) for split in ("train", "validation", "test")),
+            variants=len(self.variants(persona.id)),
+        )
+
+    def has_persona(self, persona_id: str) -> bool:
+        """Whether the library holds it."""
+        return self.library.get("personas", persona_id) is not None
+
+    def persona(self, persona_id: str) -> Persona:
+        """A persona of the library, or a shipped example.
+
+        Raises:
+            UnknownName
+        """
+        from persona_lab.personas.store import example_folders, load_persona
+
+        row = self.library.get("personas", persona_id)
+        if row is not None:
+            loaded = load_persona(self.home.persona(persona_id))
+            return loaded.model_copy(update={"id": persona_id, "example": bool(row.get("example"))})
+        examples = example_folders()
+        if persona_id in examples:
+            return self._example(persona_id)
+        raise UnknownName("persona", persona_id, [r["id"] for r in self.library.all("personas")] + list(examples))
+
+    def _example(self, persona_id: str) -> Persona:
+        from persona_lab.personas.store import example_folders, load_persona
+
+        loaded = load_persona(example_folders()[persona_id])
+        return loaded.model_copy(update={"id": persona_id, "example": True})
+
+    def install_example(self, persona_id: str, read: Callable[[Path, Persona], Any]) -> None:
+        """Copy a shipped example and its dataset into the home; does nothing if there is no such example."""
+        from persona_lab.personas.store import example_folders
+
+        folder = example_folders().get(persona_id)
+        if folder is None:
+            return
+        persona = self._example(persona_id)
+        avatar = folder / "avatar.png"
+        self._write_persona(persona, avatar.read_bytes() if avatar.exists() else None)
+        if (folder / "dataset.jsonl").exists():
+            self.add_dataset(read(folder / "dataset.jsonl", persona), persona_id, "dataset.jsonl (shipped)")
+
+    def example_dataset(self, persona_id: str, read: Callable[[Path, Persona], Any]) -> Dataset | None:
+        """The dataset a shipped example would bring, without putting it into the home."""
+        from persona_lab.datasets.build import build_dataset
+        from persona_lab.personas.store import example_folders
+
+        path = example_folders()[persona_id] / "dataset.jsonl"
+        if not path.exists():
+            return None
+        reading = read(path, self._example(persona_id))
+        return build_dataset(reading, persona_id, 1, f"{persona_id} v1", path.name)[0]
+
+    def import_persona(self, path: Path, persona_id: str | None) -> Persona:
+        """A card as a new persona.
+
+        Raises:
+            BadInput: the file is no card, or the id is taken or malformed.
+        """
+        from persona_lab.personas.cards import read_card
+        from persona_lab.personas.store import example_folders
+
+        card = read_card(path)
+        name = str(card.card.get("data", {}).get("name") or path.stem)
+        if persona_id and (self.has_persona(persona_id) or persona_id in example_folders()):
+            fix = "Choose another with --id, or delete that persona first."
+            raise BadInput(f"There is a persona called {persona_id!r} already.", fix)
+        if persona_id and slug(persona_id) != persona_id:
+            raise BadInput(f"{persona_id!r} cannot be an id.", f"Use small letters, digits, _ and -: {slug(persona_id)!r}.")
+        chosen = persona_id or self._free_persona_id(slug(name, "persona"))
+        return self.save_persona(Persona(id=chosen, name=name, card=card.card), card.avatar_png)
+
+    def _free_persona_id(self, wanted: str) -> str:
+        from persona_lab.personas.store import example_folders
+
+        taken = {row["id"] for row in self.library.all("personas")} | set(example_folders())
+        number, candidate = 1, wanted
+        while candidate in taken:
+            number += 1
+            candidate = f"{wanted}-{number}"
+        return candidate
+
+    def save_persona(self, persona: Persona, avatar_png: bytes | None) -> Persona:
+        """Create or replace; an edited example is the user's own from then on."""
+        return self._write_persona(persona.model_copy(update={"example": False}), avatar_png)
+
+    def _write_persona(self, persona: Persona, avatar_png: bytes | None) -> Persona:
+        from persona_lab.personas.store import save_persona
+
+        save_persona(self.home.persona(persona.id), persona, avatar_png)
+        row = self.library.get("personas", persona.id) or {"id": persona.id, "created": now()}
+        self.library.put("personas", row | {"name": persona.name, "example": persona.example, "changed": now()})
+        return self.persona(persona.id)
+
+    def export_persona(self, persona: Persona, format: str, out: Path) -> Path:
+        """Write the card as PNG or JSON; refuses to overwrite.
+
+        Raises:
+            UnknownName, BadInput
+        """
+        from persona_lab.personas.cards import card_to_json, card_to_png
+
+        if format not in ("png", "json"):
+            raise UnknownName("card format", format, ("png", "json"))
+        if out.is_dir():
+            out = out / f"{persona.id}.{format}"
+        if out.exists():
+            raise BadInput(f"{out} exists already and was left alone.", "Name another file with --out.")
+        avatar = Path(persona.avatar).read_bytes() if persona.avatar else None
+        write_atomic(out, card_to_json(persona.card) if format == "json" else card_to_png(persona.card, avatar))
+        return out
+
+    # --- putting aside and bringing back ---------------------------------------------------------
+
+    def delete_persona(self, persona_id: str) -> None:
+        """Put a persona and its datasets aside.
+
+        Raises:
+            UnknownName
+        """
+        if not self.has_persona(persona_id):
+            raise UnknownName("persona", persona_id, [row["id"] for row in self.library.all("personas")])
+        rows = [("datasets", row) for row in self.library.all("datasets") if row["persona"] == persona_id]
+        rows.append(("personas", self.library.get("personas", persona_id)))
+        self._put_aside(self.home.persona(persona_id), persona_id, rows)
+
+    def delete_variant(self, variant_id: str) -> None:
+        """Put a variant aside.
+
+        Raises:
+            UnknownName
+        """
+        found = self.find_variant(variant_id)
+        if found is None:
+            raise UnknownName("variant", variant_id, [variant.id for variant in self.variants()])
+        row = self.library.get("variants", found.id)
+        self._put_aside(self.home.variant(found.id), found.id, [("variants", row)])
+
+    def _put_aside(self, folder: Path, row_id: str, rows: Sequence[tuple[str, Row | None]]) -> None:
+        """Move to the trash, which keeps one thing: what was deleted last."""
+        trash = self.home.root / "trash"
+        shutil.rmtree(trash, ignore_errors=True)
+        trash.mkdir()
+        note = {"id": row_id, "folder": str(folder), "rows": [[table, row] for table, row in rows]}
+        write_atomic(trash / "note.json", json.dumps(note))
+        if folder.exists():
+            folder.rename(trash / "files")
+        for table, row in rows:
+            if row is not None:
+                self.library.remove(table, row["id"])  # type: ignore[arg-type]
+
+    def undo_delete(self) -> str:
+        """Bring back what was deleted last.
+
+        Raises:
+            BadInput: nothing was deleted, or its place is taken.
+        """
+        trash = self.home.root / "trash"
+        if not (trash / "note.json").exists():
+            raise BadInput("There is nothing to bring back.")
+        note = json.loads((trash / "note.json").read_text())
+        folder = Path(note["folder"])
+        if folder.exists():
+            raise BadInput(f"{note['id']!r} exists again, so the deleted one was not brought back.", "Delete that one first.")
+        if (trash / "files").exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            (trash / "files").rename(folder)
+        for table, row in note["rows"]:
+            self.library.put(table, row)
+        shutil.rmtree(trash)
+        return str(note["id"])
+
+    # --- datasets --------------------------------------------------------------------------------
+
+    def datasets(self, persona_id: str | None = None) -> list[DatasetSummary]:
+        """Newest first."""
+        rows = [row for row in self.library.all("datasets") if persona_id in (None, row["persona"])]
+        summaries = [DatasetSummary.model_validate(row) for row in rows]
+        return sorted(summaries, key=lambda summary: (summary.created, summary.version), reverse=True)
+
+    def dataset_path(self, dataset_id: str) -> Path:
+        """The dataset's file.
+
+        Raises:
+            UnknownName
+        """
+        row = self.library.get("datasets", dataset_id)
+        if row is None:
+            raise UnknownName("dataset", dataset_id, [r["id"] for r in self.library.all("datasets")])
+        return self.home.persona(row["persona"]) / "datasets" / f"{dataset_id}.jsonl"
+
+    def dataset(self, dataset_id: str) -> Dataset:
+        """With its conversations.
+
+        Raises:
+            UnknownName
+        """
+        from persona_lab.datasets.store import load_dataset
+
+        return load_dataset(self.dataset_path(dataset_id))
+
+    def add_dataset(self, reading: Any, persona_id: str, source: str) -> DatasetSummary:
+        """What a reader found, as a new version."""
+        from persona_lab.datasets.build import build_dataset
+        from persona_lab.datasets.store import save_dataset
+
+        versions = [row["version"] for row in self.library.all("datasets") if row["persona"] == persona_id]
+        version = max(versions, default=0) + 1
+        dataset, summary = build_dataset(reading, persona_id, version, f"{persona_id} v{version}", source)
+        path = self.home.persona(persona_id) / "datasets" / f"{dataset.id}.jsonl"
+        save_dataset(path, dataset)
+        write_atomic(path.with_suffix(".summary.json"), summary.model_dump_json(indent=1))
+        self.library.put("datasets", summary.model_dump(mode="json"))
+        return summary
+
+    def inspect_dataset(self, dataset_id: str) -> dict[str, Any]:
+        """The summary, the first rows, and quartiles of reply lengths in words."""
+        dataset = self.dataset(dataset_id)
+        summary = self.library.get("datasets", dataset_id) or {}
+        words = sorted(
+            len(message.content.split())
+            for conversation in dataset.conversations
+            for message in conversation.messages
+            if message.role == "assistant"
+        )
+        quartiles = [words[round(share * (len(words) - 1))] for share in (0, 0.25, 0.5, 0.75, 1)] if words else []
+        rows = [conversation.model_dump(mode="json") for conversation in dataset.conversations[:INSPECT_ROWS]]
+        return {**summary, "reply_words": quartiles, "first_rows": rows}
+
+    def probe_dataset(self, variants: Sequence[Variant]) -> Dataset | None:
+        """The dataset whose test split the variants are scored on: the newest of their persona.
+
+        Raises:
+            BadInput: a variant was trained on one of its test conversations (of another version); names the rows.
+        """
+        summaries = self.datasets(variants[0].persona)
+        if not summaries:
+            return None
+        newest = self.dataset(summaries[0].id)
+        held_out = {_text(conversation): conversation.id for conversation in newest.of("test")}
+        for variant in variants:
+            if variant.kind == "base" or not variant.dataset or variant.dataset == newest.id:
+                continue
+            if self.library.get("datasets", variant.dataset) is None:
+                continue
+            seen = {_text(conversation) for conversation in self.dataset(variant.dataset).of("train")}
+            leaked = sorted(held_out[text] for text in seen & set(held_out))
+            if leaked:
+                raise BadInput(
+                    f"{variant.name!r} was trained on {len(leaked)} conversations that are held out in {newest.id}: "
+                    f"{', '.join(leaked[:5])}.",
+                    f"Train it again on {newest.id}.",
+                )
+        return newest
+
+    # --- variants --------------------------------------------------------------------------------
+
+    def variants(self, persona_id: str | None = None) -> list[Variant]:
+        """Newest first."""
+        rows = [row for row in self.library.all("variants") if persona_id in (None, row["persona"])]
+        return sorted((self._variant(row["id"]) for row in rows), key=lambda v: v.created, reverse=True)
+
+    def _variant(self, variant_id: str) -> Variant:
+        return Variant.model_validate_json((self.home.variant(variant_id) / "variant.json").read_bytes())
+
+    def find_variant(self, name: str) -> Variant | None:
+        """By id, else by name if only one has it."""
+        if self.library.get("variants", name) is not None:
+            return self._variant(name)
+        named = [row["id"] for row in self.library.all("variants") if row["name"] == name]
+        return self._variant(named[0]) if len(named) == 1 else None
+
+    def variant_of_run(self, run_id: str) -> Variant | None:
+        """The variant a run made, once it is in the library."""
+        return self._variant(run_id) if self.library.get("variants", run_id) else None
+
+    def base_variant(self, persona: Persona, base: BaseModelInfo) -> Variant:
+        """The base under the card; id `base-<persona>`."""
+        from persona_lab.personas.prompt import system_prompt
+
+        datasets = self.datasets(persona.id)
+        return Variant(
+            id=f"base-{persona.id}"[:64],
+            name=f"{base.name} (base)",
+            persona=persona.id,
+            base=base.id,
+            strategy="base",
+            kind="base",
+            system=system_prompt(persona),
+            dataset=datasets[0].id if datasets else "",
+        )
+
+    def finish(self, run: RunView) -> Variant | None:
+        """Make a finished training run's artifact a variant. May be called again: it then does nothing.
+
+        Raises:
+            DiskFull: the artifact stays in the run's folder.
+        """
+        if run.status != "done" or run.kind != "train" or self.library.get("variants", run.id):
+            return None
+        folder = self.home.variant(run.id)
+        artifact = Artifact.model_validate(run.result["artifact"])
+        made = Path(artifact.path) if artifact.path else None
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            if made is not None and made.exists():
+                made.rename(folder / "weights")
+        variant = _variant_of(run, artifact, folder)
+        write_atomic(folder / "variant.json", variant.model_dump_json(indent=1))
+        self._index_variant(variant)
+        row = self.library.get("runs", run.id) or {"id": run.id, "kind": run.kind, "name": run.name, "created": run.created}
+        self.library.put("runs", row | {"variant": variant.id})
+        return variant
+
+    def _index_variant(self, variant: Variant) -> None:
+        row = variant.model_dump(mode="json", include={"id", "name", "persona", "strategy", "base", "run", "created"})
+        self.library.put("variants", row)
+
+    # --- reports ---------------------------------------------------------------------------------
+
+    def reports(self, persona_id: str | None = None) -> list[ReportView]:
+        """Finished evaluations, newest first."""
+        found = []
+        for path in self.home.root.glob("runs/*/job.json"):
+            try:
+                run = view_run(path.parent)
+            except ValueError:
+                continue
+            if run.kind == "evaluate" and run.status == "done" and persona_id in (None, run.persona):
+                found.append(_report(run))
+        return sorted(found, key=lambda report: report.created, reverse=True)
+
+    # --- recovery --------------------------------------------------------------------------------
+
+    def recover(self) -> None:
+        """Index what has files but no row: after a crash, a kill, or a library put back from its backup."""
+        for path in self.home.root.glob("personas/*/card.json"):
+            folder = path.parent
+            if self.library.get("personas", folder.name) is None:
+                self._recover_persona(folder)
+            for summary in folder.glob("datasets/*.summary.json"):
+                self._recover_row("datasets", summary, DatasetSummary)
+        for path in self.home.root.glob("variants/*/variant.json"):
+            if self.library.get("variants", path.parent.name) is None:
+                try:
+                    self._index_variant(Variant.model_validate_json(path.read_bytes()))
+                except ValidationError:
+                    continue  # of a version we cannot read; its files stay
+        for path in self.home.root.glob("runs/*/job.json"):
+            try:
+                run = view_run(path.parent)
+            except ValidationError:
+                continue
+            if run.status == "done" and run.kind == "train" and not self._was_deleted(run):
+                self.finish(run)
+
+    def _was_deleted(self, run: RunView) -> bool:
+        """A variant that was deleted must not come back: its run is done and was finished, or its weights are gone."""
+        made = run.result["artifact"]["path"]
+        gone = made and not Path(made).exists() and not (self.home.variant(run.id) / "weights").exists()
+        return bool((self.library.get("runs", run.id) or {}).get("variant") or gone)
+
+    def _recover_persona(self, folder: Path) -> None:
+        from persona_lab.personas.store import load_persona
+
+        persona = load_persona(folder)
+        row = {"id": folder.name, "name": persona.name, "example": False, "created": now(), "changed": now()}
+        self.library.put("personas", row)
+
+    def _recover_row(self, table: Table, path: Path, model: type[DatasetSummary]) -> None:
+        row_id = path.name.removesuffix(".summary.json")
+        if self.library.get(table, row_id) is None:
+            self.library.put(table, model.model_validate_json(path.read_bytes()).model_dump(mode="json"))
+
+
+def _text(conversation: Any) -> tuple[tuple[str, str], ...]:
+    return tuple((m.role, " ".join(m.content.lower().split())) for m in conversation.messages)
+
+
+def _variant_of(run: RunView, artifact: Artifact, folder: Path) -> Variant:
+    return Variant(
+        id=run.id,
+        name=run.name,
+        persona=run.persona,
+        base=run.base,
+        strategy=run.strategy,
+        run=run.id,
+        kind=artifact.kind,
+        path=str(folder / "weights") if artifact.path else "",
+        system=run.result.get("system", ""),
+        examples=artifact.examples,
+        quantization=artifact.quantization,
+        fingerprint=run.result.get("fingerprint", ""),
+        dataset=run.dataset,
+        seed=run.seed,
+        created=run.finished or now(),
+        bytes=int(run.result.get("artifact_bytes", 0)),
+    )
+
+
+def _report(run: RunView) -> ReportView:
+    files = run.result.get("report") or {}
+    return ReportView(
+        id=run.id,
+        name=run.name,
+        persona=run.persona,
+        created=run.finished or run.created,
+        variants=tuple(entry["variant"] for entry in run.result.get("variants", ())),
+        html=files.get("html", ""),
+        markdown=files.get("markdown", ""),
+        data=files.get("json", str(Path(run.directory) / "metrics.json")),
+    )

@@ -1,0 +1,517 @@
+"""The facade: everything the page and the command line may ask for. Light: no torch, no gradio.
+
+It owns the library and the supervisor, joins the rooms together, and turns finished runs into variants and reports.
+What it does not do: know formats, train, score or draw.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from persona_lab import catalog
+from persona_lab.errors import BadInput, PersonaLabError, UnknownName
+from persona_lab.events import AnyEvent, read_events
+from persona_lab.home import Home
+from persona_lab.jobs import ACTIVE, Supervisor
+from persona_lab.jobs import view as view_run
+from persona_lab.library import Library
+from persona_lab.planning import plan_strategies
+from persona_lab.plugins import Plugins
+from persona_lab.settings import validate_settings
+from persona_lab.types import (
+    BaseModelInfo,
+    ChatChunk,
+    ChatRequest,
+    Dataset,
+    DatasetSummary,
+    Job,
+    Machine,
+    Persona,
+    PersonaSummary,
+    PlanRow,
+    PluginInfo,
+    PreviewToken,
+    ReportView,
+    RunView,
+    Variant,
+    now,
+    slug,
+)
+
+WAIT_SECONDS = 0.2
+
+
+class Engine:
+    """One data home, opened. Use it as a context manager.
+
+    Args:
+        home: the data home.
+        readonly: answer questions only; needs no lock, so it works beside a running page.
+        tabs: also load plugins' tabs (the page).
+
+    Raises:
+        HomeLocked: another process has this home open for writing.
+    """
+
+    def __init__(self, home: Home, readonly: bool = False, tabs: bool = False) -> None:
+        self.home = home
+        self.readonly = readonly
+        self._tabs = tabs
+        self._plugins: Plugins | None = None
+        self._chat: Any = None
+        self._guard = threading.RLock()
+        self.library = Library(home, readonly=readonly)
+        self.supervisor = Supervisor(home, self._on_event, self._on_end, self._before_start)
+        self.catalog = catalog.Catalog(home, self.library)
+        if not readonly:
+            try:
+                self.catalog.recover()
+                self.supervisor.adopt()
+            except BaseException:
+                self.library.close()
+                raise
+
+    @classmethod
+    def open(cls, home: str | Path | None = None, readonly: bool = False, tabs: bool = False) -> Engine:
+        """Open the home that `Home.resolve` chooses."""
+        return cls(Home.resolve(home), readonly=readonly, tabs=tabs)
+
+    def close(self) -> None:
+        """Stop the chat worker and give the home back. A run in progress goes on in its own process."""
+        self.supervisor.close()
+        if self._chat is not None:
+            self._chat.close()
+        self.library.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def plugins(self) -> Plugins:
+        """All plugins, loaded at first use."""
+        with self._guard:
+            if self._plugins is None:
+                self._plugins = Plugins.load(self.home.plugins, tabs=self._tabs)
+            return self._plugins
+
+    def plugin_infos(self) -> list[PluginInfo]:
+        """A row for each plugin part, then one for each problem."""
+        return self.plugins.infos()
+
+    def machine(self) -> Machine:
+        """What there is to work with."""
+        from persona_lab.models.machine import probe_machine
+
+        return probe_machine(self.home.root)
+
+    # --- personas --------------------------------------------------------------------------------
+
+    def personas(self) -> list[PersonaSummary]:
+        """The library's personas, then the shipped examples that are not in it yet."""
+        return self.catalog.personas()
+
+    def persona(self, persona_id: str) -> Persona:
+        """A persona; a shipped example is put into the library, with its dataset, at first use.
+
+        Raises:
+            UnknownName
+        """
+        if not self.catalog.has_persona(persona_id) and not self.readonly:
+            self.catalog.install_example(persona_id, self._read)
+        return self.catalog.persona(persona_id)
+
+    def import_persona(self, path: str | Path, persona_id: str | None = None) -> Persona:
+        """A character card (JSON or PNG) as a new persona; never overwrites one.
+
+        Raises:
+            BadInput
+        """
+        return self.catalog.import_persona(Path(path), persona_id)
+
+    def save_persona(self, persona: Persona, avatar_png: bytes | None = None) -> Persona:
+        """Create or replace a persona; runs and variants keep the card they were made with."""
+        return self.catalog.save_persona(persona, avatar_png)
+
+    def delete_persona(self, persona_id: str) -> None:
+        """Put a persona and its datasets aside; `undo_delete` brings the last one back.
+
+        Raises:
+            UnknownName. BadInput: a run of it is in progress.
+        """
+        if any(run.status in ACTIVE and run.persona == persona_id for run in self.runs()):
+            raise BadInput(f"A run of persona {persona_id!r} is in progress.", "Stop it first.")
+        self.catalog.delete_persona(persona_id)
+
+    def undo_delete(self) -> str:
+        """Bring back what was deleted last; gives its id.
+
+        Raises:
+            BadInput: there is nothing to bring back.
+        """
+        return self.catalog.undo_delete()
+
+    def export_persona(self, persona_id: str, format: str, out: str | Path) -> Path:
+        """Write the card as `png` or `json`; gives the file."""
+        return self.catalog.export_persona(self.persona(persona_id), format, Path(out))
+
+    # --- datasets --------------------------------------------------------------------------------
+
+    def datasets(self, persona_id: str | None = None) -> list[DatasetSummary]:
+        """Newest first."""
+        return self.catalog.datasets(persona_id)
+
+    def dataset(self, dataset_id: str) -> Dataset:
+        """A dataset with its conversations.
+
+        Raises:
+            UnknownName
+        """
+        return self.catalog.dataset(dataset_id)
+
+    def import_dataset(
+        self, path: str | Path, persona_id: str, format: str = "auto", mapping: Mapping[str, str] | None = None
+    ) -> DatasetSummary:
+        """A file or folder as a new version of the persona's dataset; never overwrites one.
+
+        Raises:
+            BadInput, UnknownName
+        """
+        persona = self.persona(persona_id)
+        reading = self._read(Path(path), persona, format, mapping or {})
+        return self.catalog.add_dataset(reading, persona.id, Path(path).name)
+
+    def _read(self, path: Path, persona: Persona, format: str = "auto", mapping: Mapping[str, str] | None = None) -> Any:
+        from persona_lab.datasets.reading import read_dataset
+
+        return read_dataset(path, self.plugins.all("reader"), persona, format, mapping or {})
+
+    def inspect_dataset(self, dataset_id: str) -> dict[str, Any]:
+        """The summary, with the first conversations and distributions of lengths, as JSON-ready data."""
+        return self.catalog.inspect_dataset(dataset_id)
+
+    def preview(self, dataset_id: str, row: int, base: str = "starter") -> list[PreviewToken]:
+        """Row number `row` (from 0) as the model sees it, and which tokens are trained on.
+
+        Raises:
+            UnknownName. BadInput: no such row, or the base model is not there yet.
+        """
+        from persona_lab.datasets.rendering import ChatRenderer
+        from persona_lab.personas.prompt import system_prompt
+        from persona_lab.types import Message
+
+        dataset = self.dataset(dataset_id)
+        if not 0 <= row < len(dataset.conversations):
+            raise BadInput(f"There is no row {row}: {dataset_id} has rows 0 to {len(dataset.conversations) - 1}.")
+        info = self.base_model(base)
+        if not info.ready:
+            fix = f"Fetch it first: persona-lab models fetch {base}."
+            raise BadInput(f"The base model {base!r} is not on this machine yet, so its tokens cannot be shown.", fix)
+        system = Message(role="system", content=system_prompt(self.persona(dataset.persona)))
+        messages = dataset.conversations[row].messages
+        with_system = messages if messages[0].role == "system" else (system, *messages)
+        return ChatRenderer(Path(info.path)).preview(with_system)
+
+    # --- models and plans ------------------------------------------------------------------------
+
+    def models(self) -> list[BaseModelInfo]:
+        """The starter and every base model in the home."""
+        from persona_lab.models.registry import list_models
+
+        return list_models(self.home)
+
+    def base_model(self, base: str) -> BaseModelInfo:
+        """What is known of a base model without fetching it.
+
+        Raises:
+            UnknownName, BadModel
+        """
+        from persona_lab.models.registry import describe
+
+        return describe(base, self.home)
+
+    def fetch_model(self, base: str) -> str:
+        """Start a run that fetches and converts a base model; gives the run's id."""
+        self.base_model(base)
+        return self._submit("fetch", f"fetch-{slug(base, 'model')}", name=f"Fetch {base}", base=base)
+
+    def plan(
+        self,
+        persona_id: str,
+        strategy: str | None = None,
+        base: str = "starter",
+        settings: Mapping[str, Any] | None = None,
+    ) -> list[PlanRow]:
+        """What each strategy would cost on this machine, ranked; the first is the recommendation."""
+        persona = self.persona(persona_id)
+        dataset = self._newest_dataset(persona_id)
+        chosen = [self.plugins.get("strategy", strategy)] if strategy else self.plugins.all("strategy")
+        return plan_strategies(
+            self.plugins, chosen, persona, dataset, self.base_model(base), self.machine(), settings or {}, bool(strategy)
+        )
+
+    def _newest_dataset(self, persona_id: str) -> Dataset | None:
+        summaries = self.datasets(persona_id)
+        if summaries:
+            return self.dataset(summaries[0].id)
+        if not self.catalog.has_persona(persona_id):  # read-only: a shipped example that is not installed yet
+            return self.catalog.example_dataset(persona_id, self._read)
+        return None
+
+    # --- runs ------------------------------------------------------------------------------------
+
+    def train(
+        self,
+        persona_id: str,
+        strategy: str,
+        base: str = "starter",
+        settings: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        name: str = "",
+        dataset_id: str | None = None,
+    ) -> str:
+        """Queue the training of a variant; gives the run's id.
+
+        Raises:
+            UnknownName, BadSetting, BadInput: before anything is started.
+        """
+        part = self.plugins.get("strategy", strategy)
+        config = validate_settings(part.Config, settings or {}, f"strategy {strategy!r}")
+        persona = self.persona(persona_id)
+        self.base_model(base)
+        dataset = self.dataset(dataset_id) if dataset_id else self._newest_dataset(persona_id)
+        if dataset is None:
+            fix = f"Import one: persona-lab datasets import FILE --persona {persona_id}."
+            raise BadInput(f"Persona {persona_id!r} has no dataset to learn from.", fix)
+        problems = self.plugins.guarded("strategy", strategy, part.check, config, persona, dataset, self.machine())
+        for problem in problems:
+            if problem.severity == "error":
+                raise BadInput(problem.message, problem.fix)
+        return self._submit(
+            "train",
+            f"{persona_id[:40]}-{slug(strategy)}",
+            name=name or f"{persona.name}, {part.title}",
+            persona=persona,
+            dataset=str(self.catalog.dataset_path(dataset.id)),
+            dataset_id=dataset.id,
+            base=base,
+            strategy=strategy,
+            config=config.model_dump(mode="json"),
+            seed=seed,
+        )
+
+    def evaluate(
+        self,
+        variant_ids: Sequence[str],
+        evaluators: Sequence[str] | None = None,
+        quick: bool = False,
+        report: bool = False,
+        out: str | Path | None = None,
+    ) -> str:
+        """Queue the evaluation of variants of one persona; gives the run's id. `report` writes HTML, Markdown, JSON.
+
+        Raises:
+            UnknownName. BadInput: several personas at once, no held-out data, or a variant that saw the probes.
+        """
+        variants = list(dict.fromkeys(self.variant(variant_id) for variant_id in variant_ids))
+        if not variants:
+            raise BadInput("No variant was named.", "Name at least one; see `persona-lab variants list`.")
+        personas = {variant.persona for variant in variants}
+        if len(personas) > 1:
+            raise BadInput(
+                f"These variants belong to several personas ({', '.join(sorted(personas))}).",
+                "Compare variants of one persona at a time.",
+            )
+        chosen = tuple(evaluators) if evaluators else tuple(part.id for part in self.plugins.all("evaluator"))
+        for evaluator in chosen:
+            self.plugins.get("evaluator", evaluator)
+        persona = self.persona(variants[0].persona)
+        dataset = self.catalog.probe_dataset(variants)
+        if report and not any(variant.kind == "base" for variant in variants):
+            variants.insert(0, self.base_variant(persona.id, variants[0].base))
+        return self._submit(
+            "evaluate",
+            f"{persona.id[:40]}-eval",
+            name=f"{'Compare' if report else 'Evaluate'} {', '.join(variant.name for variant in variants)}"[:120],
+            persona=persona,
+            dataset=str(self.catalog.dataset_path(dataset.id)) if dataset else "",
+            dataset_id=dataset.id if dataset else "",
+            base=variants[0].base,
+            variants=tuple(variants),
+            evaluators=chosen,
+            quick=quick,
+            report=report,
+            out=str(Path(out).resolve()) if out else "",
+        )
+
+    def export(self, variant_id: str, format: str, out: str | Path) -> str:
+        """Queue an export; gives the run's id.
+
+        Raises:
+            UnknownName. BadInput: the format cannot express this variant.
+        """
+        exporter = self.plugins.get("exporter", format)
+        variant = self.variant(variant_id)
+        for problem in self.plugins.guarded("exporter", format, exporter.check, variant):
+            if problem.severity == "error":
+                raise BadInput(problem.message, problem.fix)
+        return self._submit(
+            "export",
+            f"{variant.persona[:40]}-export",
+            name=f"Export {variant.name} as {exporter.title}",
+            persona=self.persona(variant.persona),
+            base=variant.base,
+            variants=(variant,),
+            format=format,
+            out=str(Path(out).resolve()),
+        )
+
+    def _submit(self, kind: Any, stem: str, **fields: Any) -> str:
+        with self._guard:
+            number = 1
+            while self.home.run(f"{stem}-{number}").exists():
+                number += 1
+            job = Job(id=f"{stem}-{number}", kind=kind, home=str(self.home.root), created=now(), **fields)
+            self.library.put("runs", {"id": job.id, "kind": kind, "name": job.name, "created": job.created})
+            return self.supervisor.submit(job)
+
+    def runs(self) -> list[RunView]:
+        """Every run, newest first; one whose job.json is damaged is left out."""
+        found = []
+        for path in self.home.root.glob("runs/*/job.json"):
+            try:
+                found.append(self.run(path.parent.name))
+            except ValueError:  # pydantic: a job of a version we cannot read
+                continue
+        return sorted(found, key=lambda run: run.created, reverse=True)
+
+    def run(self, run_id: str) -> RunView:
+        """The state of a run.
+
+        Raises:
+            UnknownName
+        """
+        run = self.supervisor.view(run_id) if not self.readonly else view_run(self.home.run(run_id))
+        known = self.catalog.variant_of_run(run_id) if run.kind == "train" else None
+        return run.model_copy(update={"variant": known.id}) if known else run
+
+    def events(self, run_id: str, offset: int = 0) -> tuple[list[AnyEvent], int]:
+        """A run's events from a byte offset on, and the offset for next time."""
+        return read_events(self.home.run(run_id) / "events.jsonl", offset)
+
+    def stop(self, run_id: str) -> None:
+        """Ask a run to stop; returns at once.
+
+        Raises:
+            UnknownName. BadInput: it is not in progress.
+        """
+        run = self.run(run_id)
+        if run.status not in ACTIVE:
+            raise BadInput(f"Run {run_id!r} is not in progress: it is {run.status}.")
+        self.supervisor.stop(run_id)
+
+    def resume(self, run_id: str) -> str:
+        """Queue an interrupted, cancelled or failed run again; gives its id."""
+        self.supervisor.view(run_id)
+        self.supervisor.resume(run_id)
+        return run_id
+
+    def wait(self, run_id: str, on_event: Callable[[AnyEvent], None] | None = None, offset: int = 0) -> RunView:
+        """Block until a run is over, passing on its events."""
+        while True:
+            run = self.run(run_id)
+            events, offset = self.events(run_id, offset)
+            for event in events if on_event else ():
+                on_event(event)  # type: ignore[misc]
+            # the supervisor registers the variant a moment after the terminal record is written
+            settled = run.kind != "train" or run.status != "done" or run.variant
+            if run.status not in ACTIVE and settled:
+                return run
+            time.sleep(WAIT_SECONDS)
+
+    def _on_event(self, run: RunView, event: AnyEvent) -> None:
+        self.plugins.notify(run, event)
+
+    def _on_end(self, run_id: str) -> None:
+        try:
+            self.catalog.finish(self.supervisor.view(run_id))
+        except PersonaLabError as error:
+            # the artifact stays in the run's folder; `recover` tries again at the next start
+            import sys
+
+            print(f"persona-lab: run {run_id} is done but could not be put into the library: {error}", file=sys.stderr)
+
+    def _before_start(self) -> None:
+        """Training and chat share an accelerator: the chat worker gives its memory back before a run starts."""
+        if self._chat is not None and self.machine().device != "cpu":
+            self._chat.close()
+
+    # --- variants and reports --------------------------------------------------------------------
+
+    def variants(self, persona_id: str | None = None) -> list[Variant]:
+        """Trained variants, newest first."""
+        return self.catalog.variants(persona_id)
+
+    def base_variant(self, persona_id: str, base: str = "starter") -> Variant:
+        """The base model under the persona's card, nothing trained; its id is `base-<persona>`."""
+        return self.catalog.base_variant(self.persona(persona_id), self.base_model(base))
+
+    def variant(self, variant_id: str) -> Variant:
+        """A variant by id or by name; `base-<persona>` is the base under that persona's card.
+
+        Raises:
+            UnknownName
+        """
+        found = self.catalog.find_variant(variant_id)
+        if found is not None:
+            return found
+        bases = {f"base-{summary.id}": summary.id for summary in self.personas()}
+        if variant_id in bases:
+            return self.base_variant(bases[variant_id])
+        raise UnknownName("variant", variant_id, [v.id for v in self.variants()] + list(bases))
+
+    def delete_variant(self, variant_id: str) -> None:
+        """Put a variant aside; `undo_delete` brings the last one back.
+
+        Raises:
+            UnknownName
+        """
+        self.catalog.delete_variant(variant_id)
+
+    def reports(self, persona_id: str | None = None) -> list[ReportView]:
+        """Evaluations kept on disk, newest first."""
+        return self.catalog.reports(persona_id)
+
+    # --- chat ------------------------------------------------------------------------------------
+
+    def chat(self, requests: Iterable[ChatRequest]) -> Iterator[ChatChunk]:
+        """Stream the replies of several panes; each ends with a stamp of the weights that made it, or an error."""
+        from persona_lab.inference.client import ChatClient
+
+        busy = self.supervisor.busy()
+        requests = list(requests)
+        if busy and self.machine().device != "cpu":
+            for request in requests:
+                text = f"The accelerator is busy with run {busy}. Wait for it, or stop it."
+                yield ChatChunk(pane=request.pane, error=text, done=True)
+            return
+        with self._guard:
+            if self._chat is None:
+                self._chat = ChatClient(self.home)
+        yield from self._chat.stream(requests)
+
+    def stop_chat(self) -> None:
+        """Stop the replies being written; what was said stays."""
+        if self._chat is not None:
+            self._chat.cancel()
+
+    def disk_free(self) -> int:
+        """Bytes free where the home is."""
+        return shutil.disk_usage(self.home.root).free

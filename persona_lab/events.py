@@ -1,0 +1,166 @@
+"""What a run tells the world: an append-only log of small JSON lines, `events.jsonl`, with one writer, the worker.
+
+Readers keep a byte offset and ignore a last line without a newline, so they can follow a live run, and start over
+after a restart, without ever seeing half a record.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from persona_lab.types import Frozen, now
+
+
+class Event(Frozen):
+    """Base of all events; `time` is ISO 8601 UTC."""
+
+    time: str = Field(default_factory=now)
+
+
+class Started(Event):
+    """The worker is up. `created` is the process's own start time, so that a reused pid is not mistaken for it."""
+
+    kind: Literal["started"] = "started"
+    pid: int
+    created: float
+    attempt: int = 1
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+class Phase(Event):
+    """A new part of the work begins; `total` is its number of steps when known."""
+
+    kind: Literal["phase"] = "phase"
+    title: str
+    total: int | None = None
+
+
+class Step(Event):
+    """Progress inside a phase. `loss` is the training loss in nats a token; memory is the process's peak so far."""
+
+    kind: Literal["step"] = "step"
+    step: int
+    total: int
+    stage: str = ""
+    loss: float | None = None
+    learning_rate: float | None = None
+    tokens_per_second: float | None = None
+    memory_bytes: int | None = None
+    eta_seconds: float | None = None
+
+
+class Validation(Event):
+    """The validation loss, nats a supervised token, after `step` steps."""
+
+    kind: Literal["validation"] = "validation"
+    step: int
+    loss: float
+    stage: str = ""
+    best: bool = False
+
+
+class Sample(Event):
+    """A reply written during training, to watch the voice form."""
+
+    kind: Literal["sample"] = "sample"
+    step: int
+    prompt: str
+    reply: str
+    stage: str = ""
+
+
+class Log(Event):
+    """A line for people."""
+
+    kind: Literal["log"] = "log"
+    level: Literal["info", "warning", "error"] = "info"
+    message: str
+
+
+class Checkpoint(Event):
+    """Training can resume from here."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    step: int
+    path: str
+    stage: str = ""
+
+
+class Done(Event):
+    """Terminal: the work is finished; `result` is what the CLI prints, less what the engine adds."""
+
+    kind: Literal["done"] = "done"
+    result: dict[str, Any] = Field(default_factory=dict)
+
+
+class Failed(Event):
+    """Terminal: the work failed or was cancelled."""
+
+    kind: Literal["failed"] = "failed"
+    cause: str
+    message: str
+    fix: str = ""
+    details: str = ""
+
+
+AnyEvent = Annotated[
+    Started | Phase | Step | Validation | Sample | Log | Checkpoint | Done | Failed, Field(discriminator="kind")
+]
+_adapter: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)
+TERMINAL = (Done, Failed)
+
+
+class EventLog:
+    """The writing end: one per worker.
+
+    A previous worker may have died in the middle of a line; the log is cut back to its last whole line first.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_partial_line(path)
+        self._file = path.open("ab", buffering=0)
+
+    def append(self, event: Event) -> None:
+        """Write one event as one line, in a single write; terminal events are fsynced."""
+        self._file.write(event.model_dump_json(exclude_none=True).encode() + b"\n")
+        if isinstance(event, TERMINAL):
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file; appending afterwards raises ValueError."""
+        self._file.close()
+
+
+def _drop_partial_line(path: Path) -> None:
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(data.rfind(b"\n") + 1)
+
+
+def read_events(path: Path, offset: int = 0) -> tuple[list[AnyEvent], int]:
+    """Events from byte `offset` on, and the offset to read from next time.
+
+    A line that is not an event (a newer version's, or damage) is skipped: later lines still count.
+    """
+    if not path.exists():
+        return [], offset
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read()
+    end = data.rfind(b"\n") + 1
+    events: list[AnyEvent] = []
+    for line in data[:end].splitlines():
+        try:
+            events.append(_adapter.validate_json(line))
+        except ValidationError:
+            continue
+    return events, offset + end

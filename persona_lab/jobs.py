@@ -1,0 +1,428 @@
+"""Runs and their workers: starts one subprocess a run, watches it, stops it politely then firmly, queues the rest.
+
+A run's state is never stored: it is derived from its folder (job.json, events.jsonl, cancel, exit.json) and from
+whether its process lives. So a page that was killed finds its runs again, and a reader needs no lock.
+The supervisor does not read or write the library; the engine does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from persona_lab.errors import BadInput, UnknownName
+from persona_lab.events import AnyEvent, Done, Failed, Phase, Started, Step, read_events
+from persona_lab.home import Home, disk_errors, write_atomic
+from persona_lab.types import Job, RunStatus, RunView, now
+
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 20.0
+EXIT_DISK_FULL = 28
+ACTIVE: tuple[RunStatus, ...] = ("queued", "running")
+
+OnEvent = Callable[[RunView, AnyEvent], None]
+
+
+def read_job(folder: Path) -> Job:
+    """The job of a run's folder.
+
+    Raises:
+        UnknownName: there is no such run.
+    """
+    path = folder / "job.json"
+    if not path.exists():
+        known = [p.parent.name for p in folder.parent.glob("*/job.json")] if folder.parent.is_dir() else []
+        raise UnknownName("run", folder.name, known)
+    return Job.model_validate_json(path.read_bytes())
+
+
+def worker_process(started: Started) -> psutil.Process | None:
+    """The live worker that wrote this record, or None. A reused pid is told apart by its start time."""
+    try:
+        process = psutil.Process(started.pid)
+        if abs(process.create_time() - started.created) > 2 or process.status() == psutil.STATUS_ZOMBIE:
+            return None
+    except psutil.Error:
+        return None
+    return process
+
+
+def view(folder: Path, exit_record: dict[str, Any] | None = None) -> RunView:
+    """The state of a run, derived from its folder.
+
+    Args:
+        folder: the run's folder.
+        exit_record: what the supervisor knows of the process's end, where exit.json could not be written.
+    """
+    job = read_job(folder)
+    events, _ = read_events(folder / "events.jsonl")
+    started: Started | None = None
+    terminal: Done | Failed | None = None
+    phase, step, attempt, first = "", None, 0, ""
+    for event in events:
+        if isinstance(event, Started):
+            started, terminal, attempt, first = event, None, attempt + 1, first or event.time
+        elif isinstance(event, Phase):
+            phase, step = event.title, None
+        elif isinstance(event, Step):
+            step = event
+        elif isinstance(event, Done | Failed):
+            terminal = event
+    exit_file = folder / "exit.json"
+    ended = exit_record or (json.loads(exit_file.read_text()) if exit_file.exists() else None)
+    status, cause, message, fix = _status(folder, started, terminal, ended)
+    return RunView(
+        id=job.id,
+        kind=job.kind,
+        name=job.name,
+        status=status,
+        cause=cause,
+        message=message,
+        fix=fix,
+        persona=job.persona.id if job.persona else "",
+        strategy=job.strategy,
+        base=job.base,
+        dataset=job.dataset_id,
+        seed=job.seed,
+        created=job.created,
+        started=first,
+        finished=terminal.time if terminal else "",
+        phase=phase,
+        step=step.step if step else 0,
+        total=step.total if step else 0,
+        eta_seconds=step.eta_seconds if step and status == "running" else None,
+        attempt=attempt,
+        resumable=job.kind == "train" and status in ("interrupted", "cancelled", "failed"),
+        directory=str(folder),
+        config=job.config,
+        result=terminal.result if isinstance(terminal, Done) else {},
+    )
+
+
+def _status(
+    folder: Path, started: Started | None, terminal: Done | Failed | None, ended: dict[str, Any] | None
+) -> tuple[RunStatus, str, str, str]:
+    if isinstance(terminal, Done):
+        return "done", "", "", ""
+    if isinstance(terminal, Failed):
+        status: RunStatus = "cancelled" if terminal.cause == "cancelled" else "failed"
+        return status, terminal.cause, terminal.message, terminal.fix
+    if started is not None and worker_process(started) is not None:
+        return "running", "", "", ""
+    if started is None and ended is None:
+        cancelled = (folder / "cancel").exists()
+        return ("cancelled", "cancelled", "Stopped before it began.", "") if cancelled else ("queued", "", "", "")
+    return _abnormal(folder, started, ended or {})
+
+
+def _abnormal(
+    folder: Path, started: Started | None, ended: dict[str, Any]
+) -> tuple[RunStatus, str, str, str]:
+    """The process is gone without a terminal record."""
+    if (folder / "cancel").exists():
+        return "cancelled", "cancelled", "Stopped, by force: the worker did not answer in time.", ""
+    if ended.get("oom"):
+        message = "The system ended the worker because memory ran out."
+        return "failed", "out_of_memory", message, "Use a smaller batch_size or max_tokens, or `lora` instead of `full`."
+    if ended.get("returncode") == EXIT_DISK_FULL:
+        return "failed", "disk_full", "The disk filled up during the run.", "Free some space, then resume the run."
+    if started is None:
+        tail = _tail(folder / "log.txt")
+        return "failed", "bug", f"The worker could not start: {tail}", f"See {folder / 'log.txt'}."
+    signal_text = f" (signal {-ended['returncode']})" if ended.get("returncode", 0) < 0 else ""
+    message = f"The worker process is gone without a word{signal_text}: killed, or the machine went down."
+    return "interrupted", "interrupted", message, f"Go on from the last checkpoint: persona-lab runs resume {folder.name}."
+
+
+def _tail(path: Path, characters: int = 400) -> str:
+    if not path.exists():
+        return "no log was written."
+    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return (lines[-1] if lines else "the log is empty.")[-characters:]
+
+
+def _oom_kills() -> int:
+    """How many processes of this control group the kernel has ended for want of memory (Linux; else 0)."""
+    for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
+        try:
+            for line in Path(path).read_text().splitlines():
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+        except (OSError, ValueError):
+            continue
+    return 0
+
+
+def request_stop(folder: Path) -> None:
+    """Write the run's cancel flag; the worker sees it at its next step."""
+    with disk_errors(folder):
+        (folder / "cancel").touch()
+
+
+def stop_worker(folder: Path, grace: float = GRACE_SECONDS) -> None:
+    """Stop a run that any process started: flag, then TERM, then KILL to the worker's process group."""
+    request_stop(folder)
+    started = _last_started(folder)
+    if started is None:
+        return
+    for wait, force in ((grace, signal.SIGTERM), (5.0, getattr(signal, "SIGKILL", signal.SIGTERM)), (5.0, None)):
+        deadline = time.monotonic() + wait
+        while time.monotonic() < deadline:
+            if worker_process(started) is None:
+                return
+            time.sleep(POLL_SECONDS / 2)
+        if force is not None:
+            _signal_group(started, force)
+
+
+def _last_started(folder: Path) -> Started | None:
+    records = [e for e in read_events(folder / "events.jsonl")[0] if isinstance(e, Started)]
+    return records[-1] if records else None
+
+
+def _signal_group(started: Started, number: signal.Signals) -> None:
+    process = worker_process(started)
+    if process is None:
+        return
+    try:
+        if hasattr(os, "killpg"):
+            os.killpg(started.pid, number)  # the worker leads its own group
+        else:
+            process.terminate()
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return
+
+
+class Supervisor:
+    """Starts queued runs one at a time and watches them; takes over live workers of an earlier page.
+
+    Args:
+        home: the data home.
+        on_event: called from the supervisor's thread for every event of a watched run, in order.
+        on_end: called once a run is over, after its last event.
+        before_start: called before a heavy run starts (the engine frees the accelerator).
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        on_event: OnEvent | None = None,
+        on_end: Callable[[str], None] | None = None,
+        before_start: Callable[[], None] | None = None,
+    ) -> None:
+        self.home = home
+        self._on_event = on_event
+        self._on_end = on_end
+        self._before_start = before_start
+        self._queue: list[str] = []
+        self._process: subprocess.Popen[bytes] | None = None
+        self._current: str | None = None
+        self._offsets: dict[str, int] = {}
+        self._exits: dict[str, dict[str, Any]] = {}
+        self._wake = threading.Condition()
+        self._closing = False
+        self._oom_before = 0
+        self._thread: threading.Thread | None = None
+
+    # --- asking ----------------------------------------------------------------------------------
+
+    def submit(self, job: Job) -> str:
+        """Write job.json and put the run into the queue; gives its id.
+
+        Raises:
+            DiskFull: nothing was started.
+        """
+        folder = self.home.run(job.id)
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=False)
+        write_atomic(folder / "job.json", job.model_dump_json(indent=1))
+        self._enqueue(job.id)
+        return job.id
+
+    def adopt(self) -> None:
+        """After a restart: watch the worker that still runs, and queue what was waiting."""
+        folders = sorted(self.home.root.glob("runs/*/job.json"), key=lambda path: path.stat().st_mtime)
+        for folder in (path.parent for path in folders):
+            status = view(folder).status
+            if status == "running" and self._current is None:
+                self._current = folder.name
+                self._ensure_thread()
+            elif status == "queued":
+                self._enqueue(folder.name)
+
+    def resume(self, run_id: str) -> None:
+        """Queue a run again; its worker goes on from the last valid checkpoint.
+
+        Raises:
+            BadInput: it is running, done or of a kind that starts over.
+        """
+        folder = self.home.run(run_id)
+        run = self.view(run_id)
+        if not run.resumable:
+            raise BadInput(f"Run {run_id!r} is {run.status} and cannot be resumed.", "Start a new one instead.")
+        for name in ("cancel", "exit.json"):
+            (folder / name).unlink(missing_ok=True)
+        self._exits.pop(run_id, None)
+        self._offsets[run_id] = read_events(folder / "events.jsonl")[1]
+        self._enqueue(run_id)
+
+    def stop(self, run_id: str) -> None:
+        """Ask a run to stop; if it does not within the grace period it is ended by force. Returns at once."""
+        folder = self.home.run(run_id)
+        read_job(folder)
+        with self._wake:
+            if run_id in self._queue:
+                self._queue.remove(run_id)
+        request_stop(folder)
+        threading.Thread(target=stop_worker, args=(folder,), daemon=True).start()
+
+    def view(self, run_id: str) -> RunView:
+        """The state of a run.
+
+        Raises:
+            UnknownName
+        """
+        run = view(self.home.run(run_id), self._exits.get(run_id))
+        with self._wake:
+            waiting = run_id in self._queue
+            starting = run_id == self._current and self._process is not None and self._process.poll() is None
+        if waiting and run.status not in ("running", "done"):
+            return run.model_copy(update={"status": "queued", "message": "", "cause": "", "fix": "", "resumable": False})
+        if starting and run.status in ("queued", "interrupted", "failed", "cancelled") and not run.finished:
+            return run.model_copy(update={"status": "running", "message": "", "cause": "", "fix": "", "resumable": False})
+        return run
+
+    def queued(self) -> list[str]:
+        """Ids that wait, next first."""
+        with self._wake:
+            return list(self._queue)
+
+    def busy(self) -> str | None:
+        """The id of the run in progress, or None."""
+        return self._current
+
+    def close(self) -> None:
+        """Stop watching. A worker in progress goes on; the next page finds it."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify_all()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=5)
+        if self._process is not None:
+            # still running on purpose; without this Python warns that it was not waited for
+            self._process.returncode = self._process.poll() or 0
+
+    # --- the thread ------------------------------------------------------------------------------
+
+    def _enqueue(self, run_id: str) -> None:
+        with self._wake:
+            if run_id not in self._queue:
+                self._queue.append(run_id)
+            self._wake.notify_all()
+        self._ensure_thread()
+
+    def _ensure_thread(self) -> None:
+        with self._wake:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._loop, name="supervisor", daemon=True)
+                self._thread.start()
+
+    def _loop(self) -> None:
+        while True:
+            with self._wake:
+                if self._closing:
+                    return
+                if self._current is None and not self._queue:
+                    self._wake.wait()
+                    continue
+                if self._current is None:
+                    self._current = self._queue.pop(0)
+                    starting = self._current
+                else:
+                    starting = None
+            if starting is not None:
+                self._start(starting)
+            self._watch()
+
+    def _start(self, run_id: str) -> None:
+        folder = self.home.run(run_id)
+        if self._before_start is not None:
+            self._before_start()
+        self._oom_before = _oom_kills()
+        environment = os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        try:
+            with (folder / "log.txt").open("ab") as log:
+                self._process = subprocess.Popen(
+                    # -P: the user's current folder must not be able to shadow our modules
+                    [sys.executable, "-P", "-m", "persona_lab.worker", str(folder)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=environment,
+                    **_own_group(),
+                )
+        except OSError as error:
+            self._exits[run_id] = {"returncode": EXIT_DISK_FULL if error.errno == 28 else 1, "error": str(error)}
+            self._current = None
+            self._end(run_id)
+
+    def _watch(self) -> None:
+        run_id = self._current
+        if run_id is None:
+            return
+        time.sleep(POLL_SECONDS)
+        over = self._over(run_id)  # asked before reading events, so that the last ones are not missed
+        self._forward(run_id)
+        if over:
+            self._record_exit(run_id)
+            self._process = None
+            with self._wake:
+                self._current = None
+            self._end(run_id)
+
+    def _over(self, run_id: str) -> bool:
+        if self._process is not None:
+            return self._process.poll() is not None
+        started = _last_started(self.home.run(run_id))  # a worker of an earlier page: not our child
+        return started is None or worker_process(started) is None
+
+    def _record_exit(self, run_id: str) -> None:
+        code = self._process.returncode if self._process is not None else None
+        record = {"time": now(), "returncode": code or 0, "oom": code == -9 and _oom_kills() > self._oom_before}
+        self._exits[run_id] = record
+        try:
+            write_atomic(self.home.run(run_id) / "exit.json", json.dumps(record))
+        except Exception as error:
+            # a full disk must not end the supervisor; the record is kept in memory and the events say the rest
+            print(f"persona-lab: could not write exit.json of {run_id}: {error}", file=sys.stderr)
+
+    def _forward(self, run_id: str) -> None:
+        if self._on_event is None:
+            return
+        path = self.home.run(run_id) / "events.jsonl"
+        events, self._offsets[run_id] = read_events(path, self._offsets.get(run_id, 0))
+        if events:
+            run = self.view(run_id)
+            for event in events:
+                self._on_event(run, event)
+
+    def _end(self, run_id: str) -> None:
+        if self._on_end is not None:
+            self._on_end(run_id)
+
+
+def _own_group() -> dict[str, Any]:
+    """Start the worker as leader of its own process group: Ctrl-C in the terminal is ours to translate."""
+    if os.name == "nt":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"start_new_session": True}

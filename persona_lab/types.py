@@ -1,0 +1,535 @@
+"""The frozen models that pass between rooms. Imports pydantic only; holds no behaviour beyond derivation.
+
+Units: seconds, bytes, and log-likelihoods in nats unless a field says otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Role = Literal["system", "user", "assistant"]
+Split = Literal["train", "validation", "test"]
+Kind = Literal["strategy", "evaluator", "reader", "exporter", "tab"]
+VariantKind = Literal["base", "prompt", "adapter", "weights"]
+RunKind = Literal["train", "evaluate", "export", "fetch"]
+RunStatus = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
+
+ID_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
+
+
+def now() -> str:
+    """The current time, ISO 8601, UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def slug(text: str, fallback: str = "item") -> str:
+    """`text` as an id: lower-case ASCII letters, digits, `_` and `-`; at most 48 characters."""
+    plain = re.sub(r"[^a-z0-9_-]+", "_", text.lower()).strip("_-")[:48].strip("_-")
+    return plain or fallback
+
+
+class Frozen(BaseModel):
+    """Immutable; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# --- personas -------------------------------------------------------------------------------------
+
+
+class Fact(Frozen):
+    """Something the character knows about itself, with wrong answers of the same type."""
+
+    id: str
+    question: str
+    paraphrases: tuple[str, ...] = ()
+    answer: str
+    wrong: tuple[str, ...] = ()
+
+
+class AdversarialPrompt(Frozen):
+    """A prompt that tries to make any character break; `attack` names the method."""
+
+    id: str
+    attack: str = "other"
+    prompt: str
+
+
+class Persona(Frozen):
+    """Who the character is. `card` is a whole V3 card object; keys we do not know are kept in it."""
+
+    id: Id
+    name: str
+    card: dict[str, Any]
+    facts: tuple[Fact, ...] = ()
+    avatar: str | None = None
+    """Absolute path of a PNG, or None."""
+    example: bool = False
+    """True while this is a shipped example that the user has not changed."""
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The card's `data` object (V2/V3 fields)."""
+        return self.card.get("data", {})
+
+    def field(self, name: str) -> str:
+        """A text field of the card, or an empty string."""
+        value = self.data.get(name)
+        return value if isinstance(value, str) else ""
+
+
+# --- datasets -------------------------------------------------------------------------------------
+
+
+class Message(Frozen):
+    """One turn."""
+
+    role: Role
+    content: str
+
+
+class Conversation(Frozen):
+    """Turns in order; what is trained on are the assistant's. `source` says where it came from (file:row)."""
+
+    id: str
+    messages: tuple[Message, ...]
+    split: Split | None = None
+    source: str = ""
+    group: str = ""
+    """Rows that must stay in one split (a scene, a document); empty: the conversation alone."""
+
+
+class Dataset(Frozen):
+    """Conversations with a fixed split, and lines of other speakers of the same data."""
+
+    id: Id
+    persona: Id
+    version: int
+    name: str
+    conversations: tuple[Conversation, ...]
+    others: tuple[str, ...] = ()
+    """What other speakers say: negatives for specificity, never trained on."""
+
+    def of(self, split: Split) -> tuple[Conversation, ...]:
+        """The conversations of one split, in order."""
+        return tuple(c for c in self.conversations if c.split == split)
+
+
+class DatasetSummary(Frozen):
+    """What the library keeps of a dataset."""
+
+    id: Id
+    name: str
+    persona: Id
+    version: int
+    source: str
+    format: str
+    why: str
+    """Why this format was chosen, for people ("ShareGPT, because ...")."""
+    counts: dict[str, int]
+    """Conversations a split, plus `others`, `turns`, `duplicates`, `skipped`."""
+    fingerprint: str
+    created: str
+    warnings: tuple[str, ...] = ()
+
+
+class Rendered(Frozen):
+    """A conversation as token ids. `mask[i]` is True where token i is trained on.
+
+    `prefix` is the number of leading tokens that hold the system prompt (shared by every example of a persona).
+    """
+
+    ids: tuple[int, ...]
+    mask: tuple[bool, ...]
+    prefix: int = 0
+    truncated: bool = False
+
+
+class PreviewToken(Frozen):
+    """One token as text, and whether it is trained on."""
+
+    text: str
+    trained: bool
+
+
+# --- models and machines --------------------------------------------------------------------------
+
+
+class BaseModelInfo(Frozen):
+    """A base model on disk (`path` holds safetensors, tokenizer.json and a chat template) or yet to be fetched."""
+
+    id: str
+    """What the user typed: `starter`, a hub id, a folder, a GGUF file."""
+    key: str
+    """Folder name under `<home>/models`, or of the local folder."""
+    name: str
+    path: str
+    ready: bool
+    """False: it must be fetched or converted first."""
+    license: str = "unknown"
+    parameters: int = 0
+    architecture: str = ""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """config.json; empty until ready."""
+
+
+class Machine(Frozen):
+    """What there is to work with."""
+
+    device: Literal["cpu", "cuda", "mps"]
+    device_name: str
+    cores: int
+    memory_bytes: int
+    memory_free_bytes: int
+    accelerator_bytes: int = 0
+    disk_free_bytes: int
+    bf16: bool
+    """Whether bf16 arithmetic is fast here."""
+
+
+class Problem(Frozen):
+    """Something that will not, or may not, work; `field` is the setting it belongs to."""
+
+    message: str
+    fix: str = ""
+    field: str = ""
+    severity: Literal["error", "warning"] = "error"
+
+
+class Estimate(Frozen):
+    """What a run will cost. `uncertainty` is a factor: the truth is expected within value / u .. value * u."""
+
+    trainable_parameters: int
+    peak_memory_bytes: int
+    seconds: float
+    disk_bytes: int
+    uncertainty: float = 2.0
+    reason: str = ""
+
+
+class PlanRow(Frozen):
+    """One strategy on this machine; `rank` 1 is the recommendation."""
+
+    strategy: str
+    title: str
+    fits: bool
+    rank: int
+    reason: str
+    trainable_parameters: int
+    peak_memory_bytes: int
+    seconds: float
+    disk_bytes: int
+    uncertainty: float
+    problems: tuple[Problem, ...] = ()
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+class FitSettings(Frozen):
+    """Settings of the shared fit loop. A strategy's Config extends it and overrides defaults."""
+
+    learning_rate: float = Field(
+        5e-4, gt=0, le=1, description="How big each correction is. Too high overfits, too low learns nothing."
+    )
+    epochs: float = Field(2.0, gt=0, le=100, description="How many times every conversation is read.")
+    batch_size: int = Field(4, ge=1, le=256, description="Conversations looked at before each correction.")
+    warmup: float = Field(0.05, ge=0, le=0.9, description="Share of the steps spent raising the learning rate from zero.")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="Pulls trained weights towards zero; rarely needed here.")
+    max_tokens: int = Field(
+        1024, ge=32, le=131072, description="Longer conversations lose their oldest turns; the reply is kept."
+    )
+    max_grad_norm: float = Field(1.0, gt=0, description="Corrections longer than this are shortened, for stability.")
+    evaluations_per_epoch: int = Field(
+        2, ge=1, le=100, description="How often the validation loss is measured; the best checkpoint is kept."
+    )
+    patience: int = Field(
+        3, ge=1, le=1000, description="Stop after this many validation losses in a row without a new best."
+    )
+    samples: int = Field(2, ge=0, le=20, description="Sample replies written at each validation, to watch the voice form.")
+
+
+class FitResult(Frozen):
+    """What the fit loop did. Losses are mean nats a supervised token."""
+
+    steps: int
+    examples: int
+    supervised_tokens: int
+    train_loss: float
+    validation_before: float
+    validation_after: float
+    best_step: int
+    seconds: float
+    stopped_early: bool = False
+
+
+class Artifact(Frozen):
+    """What a strategy made, inside the run's `artifact` folder.
+
+    `kind`: `prompt` (in-context examples only), `adapter` (a peft folder), `weights` (a whole model folder).
+    """
+
+    kind: Literal["prompt", "adapter", "weights"]
+    path: str
+    """Absolute path of the folder; empty for `prompt`."""
+    examples: tuple[Conversation, ...] = ()
+    quantization: Literal["nf4"] | None = None
+    """The base must be loaded so for this adapter."""
+    trainable_parameters: int = 0
+    total_parameters: int = 0
+    fit: FitResult | None = None
+    details: dict[str, Any] = Field(default_factory=dict)
+    """Anything a strategy wants to keep, such as hybrid's ranking of layers. JSON only."""
+
+
+class Variant(Frozen):
+    """Something one can chat with: persona + base + (nothing, examples, adapter or full weights)."""
+
+    id: str
+    name: str
+    persona: Id
+    base: str
+    """A base model id, as BaseModelInfo.id."""
+    strategy: str
+    run: str = ""
+    kind: VariantKind
+    path: str = ""
+    """Absolute path of the adapter or weights; empty for base and prompt."""
+    prompt_mode: Literal["card", "none"] = "card"
+    system: str = ""
+    """The system prompt this variant was made with; empty: none."""
+    examples: tuple[Conversation, ...] = ()
+    quantization: Literal["nf4"] | None = None
+    fingerprint: str = ""
+    """sha256 (first 12 hex digits) of the adapter's or model's safetensors; of the base for base and prompt."""
+    dataset: str = ""
+    seed: int = 0
+    created: str = ""
+    bytes: int = 0
+
+
+# --- evaluation -----------------------------------------------------------------------------------
+
+
+class Probe(Frozen):
+    """One evaluation item, held out of training.
+
+    `reply`: the character's true next line to `messages` (kind `reply`); `other`: a line of somebody else of similar
+    length. `cluster` groups items that are not independent (turns of one conversation).
+    """
+
+    id: str
+    kind: Literal["reply", "fact", "adversarial"]
+    cluster: str
+    messages: tuple[Message, ...]
+    reply: str = ""
+    other: str = ""
+    attack: str = ""
+    fact: Fact | None = None
+
+
+class ItemScore(Frozen):
+    """One item behind a metric, so that variants can be compared in pairs on the same items."""
+
+    id: str
+    cluster: str
+    value: float
+    text: str = ""
+    note: str = ""
+
+
+class Metric(Frozen):
+    """A value with its interval. `better`: which direction is better, or `none`; `reference`: chance, or the base."""
+
+    evaluator: str
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    unit: str
+    better: Literal["higher", "lower", "none"]
+    reference: float | None = None
+    note: str = ""
+    items: tuple[ItemScore, ...] = ()
+
+
+class Comparison(Frozen):
+    """Two variants on the same items: mean difference a - b, interval, and p corrected by Holm's method."""
+
+    a: str
+    b: str
+    evaluator: str
+    metric: str
+    difference: float
+    low: float
+    high: float
+    n: int
+    p: float
+    p_holm: float
+    verdict: str
+    """A plain sentence; says so when the two cannot be told apart."""
+
+
+class LogLikelihood(Frozen):
+    """Of one reply under one model: sum over its tokens of log p, in nats; `bytes` is the reply's UTF-8 length."""
+
+    total: float
+    tokens: int
+    bytes: int
+
+    @property
+    def per_byte(self) -> float:
+        """s(y|x): nats a byte; bits per byte is -s / ln 2."""
+        return self.total / max(self.bytes, 1)
+
+
+# --- chat -----------------------------------------------------------------------------------------
+
+
+class Sampling(Frozen):
+    """How a reply is drawn."""
+
+    seed: int = 0
+    max_new_tokens: int = Field(120, ge=1, le=4096, description="The longest reply, in tokens.")
+    temperature: float = Field(0.7, ge=0, le=5, description="0 always takes the likeliest word; higher is more surprising.")
+    top_p: float = Field(0.9, gt=0, le=1, description="Draws from the likeliest words that together have this probability.")
+    repetition_penalty: float = Field(1.15, ge=1, le=2, description="Above 1 makes words already used less likely.")
+
+
+class ChatRequest(Frozen):
+    """One pane's wish: continue `messages` (without a system message: the variant has its own)."""
+
+    pane: str
+    variant: Variant
+    messages: tuple[Message, ...]
+    sampling: Sampling = Sampling()
+
+
+class Stamp(Frozen):
+    """Which weights made a reply, and how fast. Written by the chat worker from what it really ran."""
+
+    variant: str
+    adapter: str
+    """Name and fingerprint of what was active, such as `lora 3f2a...`, `base b179...`."""
+    base: str
+    seed: int
+    tokens: int
+    seconds: float
+    first_token_seconds: float
+
+
+class ChatChunk(Frozen):
+    """A piece of a reply; the last of a pane has `done` with a stamp, or `error`."""
+
+    pane: str
+    text: str = ""
+    done: bool = False
+    stamp: Stamp | None = None
+    error: str = ""
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+class Job(Frozen):
+    """What a worker is to do; written once, as job.json."""
+
+    id: str
+    kind: RunKind
+    name: str
+    home: str
+    created: str
+    seed: int = 0
+    persona: Persona | None = None
+    dataset: str = ""
+    """Path of the dataset's file."""
+    dataset_id: str = ""
+    base: str = "starter"
+    strategy: str = ""
+    config: dict[str, Any] = Field(default_factory=dict)
+    variants: tuple[Variant, ...] = ()
+    evaluators: tuple[str, ...] = ()
+    quick: bool = False
+    report: bool = False
+    """Evaluate: also write the HTML, Markdown and JSON report."""
+    format: str = ""
+    out: str = ""
+
+
+class RunView(Frozen):
+    """A run as the page and the CLI show it, derived from its folder."""
+
+    id: str
+    kind: RunKind
+    name: str
+    status: RunStatus
+    cause: str = ""
+    """For failed: out_of_memory, bad_data, bad_model, disk_full, plugin, bug, ..."""
+    message: str = ""
+    fix: str = ""
+    persona: str = ""
+    strategy: str = ""
+    base: str = ""
+    dataset: str = ""
+    seed: int = 0
+    created: str = ""
+    started: str = ""
+    finished: str = ""
+    phase: str = ""
+    step: int = 0
+    total: int = 0
+    eta_seconds: float | None = None
+    attempt: int = 0
+    resumable: bool = False
+    variant: str = ""
+    directory: str = ""
+    config: dict[str, Any] = Field(default_factory=dict)
+    result: dict[str, Any] = Field(default_factory=dict)
+
+
+class PersonaSummary(Frozen):
+    """A persona in a list. `installed`: it is in the library (a shipped example is installed at first use)."""
+
+    id: str
+    name: str
+    example: bool
+    installed: bool
+    tagline: str = ""
+    avatar: str | None = None
+    conversations: int = 0
+    variants: int = 0
+
+
+class ReportView(Frozen):
+    """An evaluation kept on disk; paths are absolute, empty where there is no such file."""
+
+    id: str
+    name: str
+    persona: str
+    created: str
+    variants: tuple[str, ...] = ()
+    html: str = ""
+    markdown: str = ""
+    data: str = ""
+
+
+class PluginInfo(Frozen):
+    """A row of the Plugins tab."""
+
+    id: str
+    kind: Kind | None
+    title: str
+    source: str
+    """`built-in`, `package` or the file's path."""
+    distribution: str
+    version: str
+    status: Literal["ok", "failed", "disabled"]
+    problem: str = ""
+    details: str = ""
+    """The traceback, for authors."""

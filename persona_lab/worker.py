@@ -1,0 +1,195 @@
+"""`python -m persona_lab.worker RUN_DIR`: does one run, and writes everything it has to say to its event log.
+
+A crash or out-of-memory here never takes the page down. Every way to fail is named in a terminal record. This is the
+process border, so catching broadly is meant here.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+import psutil
+
+from persona_lab.errors import Cancelled, DiskFull, OutOfMemory, PersonaLabError, PluginFailed
+from persona_lab.events import Done, Event, EventLog, Failed, Log, Phase, Started, Step, read_events
+from persona_lab.home import Home
+from persona_lab.jobs import EXIT_DISK_FULL, read_job
+from persona_lab.plugins import Plugins
+from persona_lab.types import Job
+
+QUIET_SECONDS = 0.2
+RESERVE_BYTES = 64 * 1024
+PACKAGES = ("persona-lab", "torch", "transformers", "peft", "bitsandbytes")
+
+
+class WorkerReporter:
+    """Writes events; works out time left; raises `Cancelled` when the cancel flag is up."""
+
+    def __init__(self, folder: Path, log: EventLog) -> None:
+        self.folder = folder
+        self._log = log
+        self._begun = time.monotonic()
+        self._first_step: int | None = None
+        self._last = 0.0
+        self.warnings: list[str] = []
+
+    def emit(self, event: Event) -> None:
+        """Append an event."""
+        self._log.append(event)
+
+    def phase(self, title: str, total: int | None = None) -> None:
+        """Begin a part of the work."""
+        self.check_cancelled()
+        self._begun, self._first_step, self._last = time.monotonic(), None, 0.0
+        self.emit(Phase(title=title, total=total))
+
+    def step(self, step: int, total: int, **values: Any) -> None:
+        """Report progress. Steps without a loss are thinned to a few a second."""
+        self.check_cancelled()
+        moment = time.monotonic()
+        if self._first_step is None or step < self._first_step:
+            # a resumed phase does not begin at 1; time left counts from what this process did itself
+            self._first_step, self._begun = step, moment
+        elif values.get("loss") is None and step < total and moment - self._last < QUIET_SECONDS:
+            return
+        self._last = moment
+        done = step - self._first_step
+        eta = (moment - self._begun) / done * (total - step) if done > 0 else None
+        values.setdefault("memory_bytes", peak_memory())
+        self.emit(Step(step=step, total=total, eta_seconds=eta, **values))
+
+    def log(self, message: str, level: str = "info") -> None:
+        """Say something to people."""
+        self.emit(Log(message=message, level=level))  # type: ignore[arg-type]
+
+    def check_cancelled(self) -> None:
+        """Raise Cancelled if the user asked to stop."""
+        if (self.folder / "cancel").exists():
+            raise Cancelled("Stopped on request.")
+
+
+def peak_memory() -> int:
+    """The largest resident size of this process so far, in bytes."""
+    if os.name == "nt":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def run_job(job: Job, reporter: WorkerReporter, plugins: Plugins) -> dict[str, Any]:
+    """Do the job; the rooms are imported only when needed, since they bring torch."""
+    if job.kind == "train":
+        from persona_lab.training.run import run as train
+
+        return train(job, reporter, plugins)
+    if job.kind == "evaluate":
+        from persona_lab.evaluation.run import run as evaluate
+
+        return evaluate(job, reporter, plugins)
+    if job.kind == "export":
+        from persona_lab.export.run import run as export
+
+        return export(job, reporter, plugins)
+    from persona_lab.models.registry import ensure
+
+    return {"model": ensure(job.base, Home(Path(job.home)), reporter).model_dump(mode="json", exclude={"config"})}
+
+
+def describe(error: BaseException, job: Job) -> Failed:
+    """The terminal record for an error: a named cause, what happened, what to do."""
+    details = error.details if isinstance(error, PluginFailed) else "".join(traceback.format_exception(error))
+    known = _named(error, job)
+    if known is not None:
+        return Failed(cause=known.cause, message=known.message, fix=known.fix, details=details)
+    return Failed(
+        cause="bug",
+        message=f"{type(error).__name__}: {error}",
+        fix=f"This looks like a fault of ours. The traceback is in {Path(job.home) / 'runs' / job.id / 'log.txt'}.",
+        details=details,
+    )
+
+
+def _named(error: BaseException, job: Job) -> PersonaLabError | None:
+    text = str(error)
+    if isinstance(error, PersonaLabError):
+        return error
+    if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or "No space left" in text:
+        return DiskFull(f"The disk that holds {job.home} is full.", "Free some space, then resume the run.")
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if out_of_memory or "can't allocate memory" in text or "not enough memory" in text:
+        return OutOfMemory("Memory ran out.", _cheaper(job))
+    return None
+
+
+def _cheaper(job: Job) -> str:
+    batch = int(job.config.get("batch_size", 4))
+    if batch > 1:
+        return f"Try --set batch_size={batch // 2}; then a smaller max_tokens; then another strategy, such as lora."
+    return "Try a smaller max_tokens, or another strategy, such as lora."
+
+
+def _on_terminate(number: int, frame: Any) -> NoReturn:
+    raise Cancelled("Stopped on request.")
+
+
+def _reserve(folder: Path) -> Path:
+    """Keep a little room on the disk, so that a full disk can still be reported."""
+    path = folder / ".reserve"
+    path.write_bytes(b"\0" * RESERVE_BYTES)
+    return path
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def main(folder: Path) -> int:
+    """Do the run in `folder`; gives the exit code."""
+    job = read_job(folder)
+    signal.signal(signal.SIGTERM, _on_terminate)
+    log = EventLog(folder / "events.jsonl")
+    attempt = sum(isinstance(event, Started) for event in read_events(folder / "events.jsonl")[0]) + 1
+    process = psutil.Process()
+    log.append(Started(pid=process.pid, created=process.create_time(), attempt=attempt, versions=_versions()))
+    reporter = WorkerReporter(folder, log)
+    reserve: Path | None = None
+    try:
+        reserve = _reserve(folder)
+        plugins = Plugins.load(Home(Path(job.home)).plugins)
+        result = run_job(job, reporter, plugins)
+        log.append(Done(result=result))
+    except (Exception, KeyboardInterrupt) as error:
+        traceback.print_exc()
+        if reserve is not None:
+            reserve.unlink(missing_ok=True)
+        return _fail(log, describe(error, job))
+    reserve.unlink(missing_ok=True)
+    return 0
+
+
+def _fail(log: EventLog, failed: Failed) -> int:
+    try:
+        log.append(failed)
+    except OSError:
+        traceback.print_exc()  # the disk is so full that not even this fits: the exit code says it
+    return EXIT_DISK_FULL if failed.cause == "disk_full" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

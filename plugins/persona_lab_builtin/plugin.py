@@ -1,0 +1,49 @@
+"""What is built in, by kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from persona_lab.api import DatasetReader, Evaluator, Exporter, Strategy, hookimpl
+
+
+@hookimpl
+def persona_lab_strategies() -> Iterable[type[Strategy]]:
+    """prompt, lora, qlora, full, hybrid."""
+    from persona_lab_builtin.strategies.full import FullStrategy
+    from persona_lab_builtin.strategies.hybrid import HybridStrategy
+    from persona_lab_builtin.strategies.lora import LoRAStrategy
+    from persona_lab_builtin.strategies.prompt import PromptStrategy
+    from persona_lab_builtin.strategies.qlora import QLoRAStrategy
+
+    return [PromptStrategy, LoRAStrategy, QLoRAStrategy, FullStrategy, HybridStrategy]
+
+
+@hookimpl
+def persona_lab_evaluators() -> Iterable[type[Evaluator]]:
+    """held_out_gain, break_character."""
+    from persona_lab_builtin.evaluators.break_character import BreakCharacter
+    from persona_lab_builtin.evaluators.held_out_gain import HeldOutGain
+
+    return [HeldOutGain, BreakCharacter]
+
+
+@hookimpl
+def persona_lab_dataset_readers() -> Iterable[type[DatasetReader]]:
+    """OpenAI messages, ShareGPT, Alpaca, scripts, columns."""
+    from persona_lab_builtin.readers.alpaca import AlpacaReader
+    from persona_lab_builtin.readers.columns import ColumnsReader
+    from persona_lab_builtin.readers.openai_messages import OpenAIMessagesReader
+    from persona_lab_builtin.readers.script import ScriptReader
+    from persona_lab_builtin.readers.sharegpt import ShareGPTReader
+
+    return [OpenAIMessagesReader, ShareGPTReader, AlpacaReader, ScriptReader, ColumnsReader]
+
+
+@hookimpl
+def persona_lab_exporters() -> Iterable[type[Exporter]]:
+    """adapter, merged."""
+    from persona_lab_builtin.exporters.adapter import AdapterExporter
+    from persona_lab_builtin.exporters.merged import MergedExporter
+
+    return [AdapterExporter, MergedExporter]
