@@ -58,6 +58,13 @@ _TOOLKIT = {
     "read_text": "persona_lab.datasets.toolkit",
     "read_json": "persona_lab.datasets.toolkit",
     "read_rows": "persona_lab.datasets.toolkit",
+    "peek_rows": "persona_lab.datasets.toolkit",
+    "json_type": "persona_lab.datasets.toolkit",
+    "collect": "persona_lab.datasets.turns",
+    "dialogue": "persona_lab.datasets.turns",
+    "make_conversation": "persona_lab.datasets.turns",
+    "match_speaker": "persona_lab.datasets.turns",
+    "UnusableRow": "persona_lab.datasets.turns",
     "estimate_training": "persona_lab.models.estimate",
     "best_examples": "persona_lab.datasets.examples",
     "cluster_bootstrap": "persona_lab.evaluation.statistics",
@@ -75,8 +82,13 @@ _TOOLKIT = {
     "layer_deltas": "persona_lab.training.lora",
     "merged_model": "persona_lab.training.lora",
     "load_variant": "persona_lab.inference.loading",
+    "worker_machine": "persona_lab.models.machine",
     "write_checksums": "persona_lab.export.toolkit",
     "write_model_card": "persona_lab.export.toolkit",
+    "write_persona_files": "persona_lab.export.toolkit",
+    "write_generation_config": "persona_lab.export.toolkit",
+    "copy_tokenizer": "persona_lab.export.toolkit",
+    "hub_name": "persona_lab.export.toolkit",
 }
 
 

@@ -1,0 +1,1 @@
+"""A third-party plugin package for tests: one module that works, four that fail in different ways."""
