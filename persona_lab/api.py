@@ -66,6 +66,11 @@ _TOOLKIT = {
     "match_speaker": "persona_lab.datasets.turns",
     "UnusableRow": "persona_lab.datasets.turns",
     "estimate_training": "persona_lab.models.estimate",
+    "data_problems": "persona_lab.training.advice",
+    "lora_parameters": "persona_lab.training.sizes",
+    "layer_parameters": "persona_lab.training.sizes",
+    "layer_count": "persona_lab.training.sizes",
+    "write_atomic": "persona_lab.home",
     "best_examples": "persona_lab.datasets.examples",
     "cluster_bootstrap": "persona_lab.evaluation.statistics",
     "wilson": "persona_lab.evaluation.statistics",
@@ -79,7 +84,10 @@ _TOOLKIT = {
     "spread": "persona_lab.evaluation.probes",
     "StyleModel": "persona_lab.evaluation.style",
     "attach_lora": "persona_lab.training.lora",
-    "layer_deltas": "persona_lab.training.lora",
+    "adapted_layers": "persona_lab.training.lora",
+    "without_layer": "persona_lab.training.lora",
+    "train_layers": "persona_lab.training.lora",
+    "relative_update": "persona_lab.training.lora",
     "merged_model": "persona_lab.training.lora",
     "load_variant": "persona_lab.inference.loading",
     "worker_machine": "persona_lab.models.machine",
@@ -153,8 +161,12 @@ class TrainContext(Reporter, Protocol):
             BadInput: nothing to train on. Cancelled, OutOfMemory, DiskFull
         """
 
-    def validation_loss(self, model: Any) -> float:
-        """Mean nats a supervised token over the validation split."""
+    def validation_loss(self, model: Any, examples: Sequence[Conversation] = (), limit: int = 60) -> float:
+        """Mean nats a supervised token over the first `limit` conversations of the validation split; nan without any.
+
+        Args:
+            examples: in-context examples put before each conversation; they are not counted.
+        """
 
     def loglikelihood(self, model: Any, items: Sequence[tuple[Sequence[Message], str]]) -> list[LogLikelihood]:
         """Of each (messages, reply); messages include the system message if one is wanted."""

@@ -136,7 +136,9 @@ class Catalog:
             fix = "Choose another with --id, or delete that persona first."
             raise BadInput(f"There is a persona called {persona_id!r} already.", fix)
         if persona_id and slug(persona_id) != persona_id:
-            raise BadInput(f"{persona_id!r} cannot be an id.", f"Use small letters, digits, _ and -: {slug(persona_id)!r}.")
+            raise BadInput(
+                f"{persona_id!r} cannot be an id.", f"Use small letters, digits, _ and -: {slug(persona_id)!r}."
+            )
         chosen = persona_id or self._free_persona_id(slug(name, "persona"))
         return self.save_persona(Persona(id=chosen, name=name, card=card.card), card.avatar_png)
 
@@ -190,7 +192,7 @@ class Catalog:
         """
         if not self.has_persona(persona_id):
             raise UnknownName("persona", persona_id, [row["id"] for row in self.library.all("personas")])
-        rows = [("datasets", row) for row in self.library.all("datasets") if row["persona"] == persona_id]
+        rows: list[tuple[str, Row | None]] = [("datasets", row) for row in self.library.all("datasets") if row["persona"] == persona_id]
         rows.append(("personas", self.library.get("personas", persona_id)))
         self._put_aside(self.home.persona(persona_id), persona_id, rows)
 
@@ -231,7 +233,9 @@ class Catalog:
         note = json.loads((trash / "note.json").read_text())
         folder = Path(note["folder"])
         if folder.exists():
-            raise BadInput(f"{note['id']!r} exists again, so the deleted one was not brought back.", "Delete that one first.")
+            raise BadInput(
+                f"{note['id']!r} exists again, so the deleted one was not brought back.", "Delete that one first."
+            )
         if (trash / "files").exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
             (trash / "files").rename(folder)
@@ -378,7 +382,12 @@ class Catalog:
         variant = _variant_of(run, artifact, folder)
         write_atomic(folder / "variant.json", variant.model_dump_json(indent=1))
         self._index_variant(variant)
-        row = self.library.get("runs", run.id) or {"id": run.id, "kind": run.kind, "name": run.name, "created": run.created}
+        row = self.library.get("runs", run.id) or {
+            "id": run.id,
+            "kind": run.kind,
+            "name": run.name,
+            "created": run.created,
+        }
         self.library.put("runs", row | {"variant": variant.id})
         return variant
 

@@ -188,7 +188,9 @@ class Engine:
         reading = self._read(Path(path), persona, format, mapping or {})
         return self.catalog.add_dataset(reading, persona.id, Path(path).name)
 
-    def _read(self, path: Path, persona: Persona, format: str = "auto", mapping: Mapping[str, str] | None = None) -> Any:
+    def _read(
+        self, path: Path, persona: Persona, format: str = "auto", mapping: Mapping[str, str] | None = None
+    ) -> Any:
         from persona_lab.datasets.reading import read_dataset
 
         return read_dataset(path, self.plugins.all("reader"), persona, format, mapping or {})
@@ -254,7 +256,14 @@ class Engine:
         dataset = self._newest_dataset(persona_id)
         chosen = [self.plugins.get("strategy", strategy)] if strategy else self.plugins.all("strategy")
         return plan_strategies(
-            self.plugins, chosen, persona, dataset, self.base_model(base), self.machine(), settings or {}, bool(strategy)
+            self.plugins,
+            chosen,
+            persona,
+            dataset,
+            self.base_model(base),
+            self.machine(),
+            settings or {},
+            bool(strategy),
         )
 
     def _newest_dataset(self, persona_id: str) -> Dataset | None:

@@ -1,19 +1,19 @@
 """Every error Persona Lab raises on purpose: what happened, the value, and what to do next.
 
-    PersonaLabError                 exit 1   anything of ours
-    ├── UserError                   exit 2   the caller can mend it by asking differently
-    │   ├── BadInput                         a file, row, card or dataset that cannot be used
-    │   ├── BadSetting                       an unknown or out-of-bounds setting (lists every problem)
-    │   └── UnknownName                      no such persona, variant, strategy, ... (with the nearest match)
-    ├── HomeLocked                  exit 1   another Persona Lab process owns this data home
-    ├── WorkFailed                  exit 1   a run failed; `cause` names why
-    │   ├── BadModel                         a base model that cannot be loaded
-    │   ├── ModelUnavailable                 a base model that cannot be fetched (offline, not installed)
-    │   ├── OutOfMemory                      with the cheapest change that would fit
-    │   ├── DiskFull
-    │   ├── WorkerDied                       the worker process is gone without a word
-    │   └── PluginFailed                     a plugin raised; carries its name and traceback
-    └── Cancelled                   exit 130 the user asked for it
+PersonaLabError                 exit 1   anything of ours
+├── UserError                   exit 2   the caller can mend it by asking differently
+│   ├── BadInput                         a file, row, card or dataset that cannot be used
+│   ├── BadSetting                       an unknown or out-of-bounds setting (lists every problem)
+│   └── UnknownName                      no such persona, variant, strategy, ... (with the nearest match)
+├── HomeLocked                  exit 1   another Persona Lab process owns this data home
+├── WorkFailed                  exit 1   a run failed; `cause` names why
+│   ├── BadModel                         a base model that cannot be loaded
+│   ├── ModelUnavailable                 a base model that cannot be fetched (offline, not installed)
+│   ├── OutOfMemory                      with the cheapest change that would fit
+│   ├── DiskFull
+│   ├── WorkerDied                       the worker process is gone without a word
+│   └── PluginFailed                     a plugin raised; carries its name and traceback
+└── Cancelled                   exit 130 the user asked for it
 """
 
 from __future__ import annotations

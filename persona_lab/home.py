@@ -31,7 +31,9 @@ class Home:
         Raises:
             BadInput: the folder cannot be made or is a file.
         """
-        chosen = folder or os.environ.get("PERSONA_LAB_HOME") or platformdirs.user_data_dir("persona-lab", appauthor=False)
+        chosen = (
+            folder or os.environ.get("PERSONA_LAB_HOME") or platformdirs.user_data_dir("persona-lab", appauthor=False)
+        )
         root = Path(chosen).expanduser().resolve()
         try:
             root.mkdir(parents=True, exist_ok=True)

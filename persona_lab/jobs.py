@@ -125,15 +125,18 @@ def _status(
     return _abnormal(folder, started, ended or {})
 
 
-def _abnormal(
-    folder: Path, started: Started | None, ended: dict[str, Any]
-) -> tuple[RunStatus, str, str, str]:
+def _abnormal(folder: Path, started: Started | None, ended: dict[str, Any]) -> tuple[RunStatus, str, str, str]:
     """The process is gone without a terminal record."""
     if (folder / "cancel").exists():
         return "cancelled", "cancelled", "Stopped, by force: the worker did not answer in time.", ""
     if ended.get("oom"):
         message = "The system ended the worker because memory ran out."
-        return "failed", "out_of_memory", message, "Use a smaller batch_size or max_tokens, or `lora` instead of `full`."
+        return (
+            "failed",
+            "out_of_memory",
+            message,
+            "Use a smaller batch_size or max_tokens, or `lora` instead of `full`.",
+        )
     if ended.get("returncode") == EXIT_DISK_FULL:
         return "failed", "disk_full", "The disk filled up during the run.", "Free some space, then resume the run."
     if started is None:
@@ -141,7 +144,12 @@ def _abnormal(
         return "failed", "bug", f"The worker could not start: {tail}", f"See {folder / 'log.txt'}."
     signal_text = f" (signal {-ended['returncode']})" if ended.get("returncode", 0) < 0 else ""
     message = f"The worker process is gone without a word{signal_text}: killed, or the machine went down."
-    return "interrupted", "interrupted", message, f"Go on from the last checkpoint: persona-lab runs resume {folder.name}."
+    return (
+        "interrupted",
+        "interrupted",
+        message,
+        f"Go on from the last checkpoint: persona-lab runs resume {folder.name}.",
+    )
 
 
 def _tail(path: Path, characters: int = 400) -> str:
@@ -172,6 +180,11 @@ def request_stop(folder: Path) -> None:
 def stop_worker(folder: Path, grace: float = GRACE_SECONDS) -> None:
     """Stop a run that any process started: flag, then TERM, then KILL to the worker's process group."""
     request_stop(folder)
+    end_by_force(folder, grace)
+
+
+def end_by_force(folder: Path, grace: float = GRACE_SECONDS) -> None:
+    """Wait `grace` seconds for a worker that was asked to stop, then TERM, then KILL."""
     started = _last_started(folder)
     if started is None:
         return
@@ -229,6 +242,8 @@ class Supervisor:
         self._current: str | None = None
         self._offsets: dict[str, int] = {}
         self._exits: dict[str, dict[str, Any]] = {}
+        self._pending: dict[str, int] = {}
+        """Runs asked for whose worker has not spoken yet, with the number of attempts before."""
         self._wake = threading.Condition()
         self._closing = False
         self._oom_before = 0
@@ -270,9 +285,7 @@ class Supervisor:
         run = self.view(run_id)
         if not run.resumable:
             raise BadInput(f"Run {run_id!r} is {run.status} and cannot be resumed.", "Start a new one instead.")
-        for name in ("cancel", "exit.json"):
-            (folder / name).unlink(missing_ok=True)
-        self._exits.pop(run_id, None)
+        (folder / "cancel").unlink(missing_ok=True)
         self._offsets[run_id] = read_events(folder / "events.jsonl")[1]
         self._enqueue(run_id)
 
@@ -283,8 +296,9 @@ class Supervisor:
         with self._wake:
             if run_id in self._queue:
                 self._queue.remove(run_id)
+                self._pending.pop(run_id, None)
         request_stop(folder)
-        threading.Thread(target=stop_worker, args=(folder,), daemon=True).start()
+        threading.Thread(target=end_by_force, args=(folder,), daemon=True).start()
 
     def view(self, run_id: str) -> RunView:
         """The state of a run.
@@ -295,12 +309,18 @@ class Supervisor:
         run = view(self.home.run(run_id), self._exits.get(run_id))
         with self._wake:
             waiting = run_id in self._queue
-            starting = run_id == self._current and self._process is not None and self._process.poll() is None
-        if waiting and run.status not in ("running", "done"):
-            return run.model_copy(update={"status": "queued", "message": "", "cause": "", "fix": "", "resumable": False})
-        if starting and run.status in ("queued", "interrupted", "failed", "cancelled") and not run.finished:
-            return run.model_copy(update={"status": "running", "message": "", "cause": "", "fix": "", "resumable": False})
-        return run
+            before = self._pending.get(run_id)
+        if before is None or run.attempt > before:
+            return run
+        # asked for, but its worker has not spoken yet: what the folder says is of the attempt before
+        fresh = {
+            "status": "queued" if waiting else "running",
+            "message": "",
+            "cause": "",
+            "fix": "",
+            "resumable": False,
+        }
+        return run.model_copy(update=fresh | {"finished": "", "phase": "Waiting" if waiting else "Starting"})
 
     def queued(self) -> list[str]:
         """Ids that wait, next first."""
@@ -325,9 +345,11 @@ class Supervisor:
     # --- the thread ------------------------------------------------------------------------------
 
     def _enqueue(self, run_id: str) -> None:
+        attempts = view(self.home.run(run_id)).attempt
         with self._wake:
             if run_id not in self._queue:
                 self._queue.append(run_id)
+                self._pending[run_id] = attempts
             self._wake.notify_all()
         self._ensure_thread()
 
@@ -356,6 +378,8 @@ class Supervisor:
 
     def _start(self, run_id: str) -> None:
         folder = self.home.run(run_id)
+        (folder / "exit.json").unlink(missing_ok=True)  # of the attempt before
+        self._exits.pop(run_id, None)
         if self._before_start is not None:
             self._before_start()
         self._oom_before = _oom_kills()
@@ -373,7 +397,9 @@ class Supervisor:
                 )
         except OSError as error:
             self._exits[run_id] = {"returncode": EXIT_DISK_FULL if error.errno == 28 else 1, "error": str(error)}
-            self._current = None
+            with self._wake:
+                self._current = None
+                self._pending.pop(run_id, None)
             self._end(run_id)
 
     def _watch(self) -> None:
@@ -388,6 +414,8 @@ class Supervisor:
             self._process = None
             with self._wake:
                 self._current = None
+                if run_id not in self._queue:  # it may have been resumed while its old process was ending
+                    self._pending.pop(run_id, None)
             self._end(run_id)
 
     def _over(self, run_id: str) -> bool:
@@ -424,5 +452,5 @@ class Supervisor:
 def _own_group() -> dict[str, Any]:
     """Start the worker as leader of its own process group: Ctrl-C in the terminal is ours to translate."""
     if os.name == "nt":
-        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+        return {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
     return {"start_new_session": True}

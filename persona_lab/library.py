@@ -112,7 +112,8 @@ class Library:
         if data is None:
             self._storage.write({"meta": {"1": {"schema": SCHEMA, "created": now()}}})
             return
-        version = next(iter(data.get("meta", {}).values()), {}).get("schema", SCHEMA)
+        meta: dict[str, Any] = next(iter(data.get("meta", {}).values()), {})
+        version = int(meta.get("schema", SCHEMA))
         if version > SCHEMA:
             raise BadInput(
                 f"The library {self.home.library} was written by a newer Persona Lab (schema {version}, ours is {SCHEMA}).",
@@ -135,7 +136,7 @@ class Library:
         """The row with this `id`, or None."""
         with self._guard:
             row = self._fresh(table).get(where("id") == row_id)
-            return dict(row) if row else None  # type: ignore[arg-type]
+            return dict(row) if row else None
 
     def put(self, table: Table, row: Row) -> None:
         """Insert the row, or replace the one with the same `id`.
@@ -167,7 +168,7 @@ class Library:
     def _fresh(self, table: Table) -> Any:
         tiny = self._db.table(table)
         tiny.clear_cache()  # a second, read-only instance must not answer from stale queries
-        tiny._next_id = None  # noqa: SLF001  # likewise for row numbers
+        tiny._next_id = None  # likewise for row numbers
         return tiny
 
     def close(self) -> None:

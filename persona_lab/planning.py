@@ -52,7 +52,9 @@ def _resource_problems(estimate: Estimate, machine: Machine) -> list[Problem]:
     memory = machine.accelerator_bytes if machine.device == "cuda" else machine.memory_free_bytes
     if estimate.peak_memory_bytes > MEMORY_SHARE * memory:
         need, have = estimate.peak_memory_bytes / 2**30, memory / 2**30
-        found.append(Problem(message=f"Needs about {need:.1f} GB of memory; {have:.1f} GB are free.", field="batch_size"))
+        found.append(
+            Problem(message=f"Needs about {need:.1f} GB of memory; {have:.1f} GB are free.", field="batch_size")
+        )
     if estimate.disk_bytes > machine.disk_free_bytes:
         need, have = estimate.disk_bytes / 2**30, machine.disk_free_bytes / 2**30
         found.append(Problem(message=f"Needs about {need:.1f} GB of disk; {have:.1f} GB are free."))

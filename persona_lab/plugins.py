@@ -10,6 +10,7 @@ catching broadly is meant here.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import inspect
@@ -153,7 +154,9 @@ class Plugins:
         if origin.name in self.origins:
             other = self.origins[origin.name]
             owner, newcomer = other.distribution or other.source, origin.distribution or origin.source
-            self._fail(origin, None, f"The name {origin.name!r} is taken by {owner}; {newcomer} was not loaded. Rename one.")
+            self._fail(
+                origin, None, f"The name {origin.name!r} is taken by {owner}; {newcomer} was not loaded. Rename one."
+            )
             return
         heavy_before = {name for name in HEAVY if name in sys.modules}
         try:
@@ -199,7 +202,9 @@ class Plugins:
         if (kind, part.id) in self.parts:
             first = self.owners[kind, part.id]
             owner, newcomer = (o.distribution or o.source for o in (first, origin))
-            problem = f"The {kind} id {part.id!r} is taken by {owner}; the one from {newcomer} was not loaded. Rename it."
+            problem = (
+                f"The {kind} id {part.id!r} is taken by {owner}; the one from {newcomer} was not loaded. Rename it."
+            )
             self._fail(origin, kind, problem, part_id=part.id)
             return
         self.parts[kind, part.id] = part
@@ -246,7 +251,9 @@ def _is_resource_error(error: Exception) -> bool:
 
 def _candidates(folder: Path | None) -> Iterable[tuple[Origin, Callable[[], Any]]]:
     """Every plugin to try: the built-in, then packages by name, then files by name."""
-    points = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda point: (point.name != "builtin", point.name))
+    points = sorted(
+        importlib.metadata.entry_points(group=GROUP), key=lambda point: (point.name != "builtin", point.name)
+    )
     if not any(point.name == "builtin" for point in points):  # run from a checkout that is not installed
         builtin = importlib.metadata.EntryPoint("builtin", "persona_lab_builtin.plugin", GROUP)
         points.insert(0, builtin)
@@ -258,7 +265,7 @@ def _candidates(folder: Path | None) -> Iterable[tuple[Origin, Callable[[], Any]
         yield _origin(point), point.load
     if folder is not None and folder.is_dir():
         for path in sorted(folder.glob("*.py")):
-            yield Origin(path.stem, str(path)), lambda path=path: _load_file(path)
+            yield Origin(path.stem, str(path)), functools.partial(_load_file, path)
 
 
 def _origin(point: importlib.metadata.EntryPoint) -> Origin:
@@ -295,4 +302,3 @@ def _checked(kind: Kind, part_class: Any) -> Any:
     if missing:
         raise TypeError(f"{part_class.__name__} lacks {', '.join(missing)}")
     return part_class()
-

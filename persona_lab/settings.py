@@ -44,7 +44,9 @@ def validate_settings(config: type[BaseModel], values: Mapping[str, Any], owner:
         problems = [_problem(config, entry) for entry in error.errors()]
         listed = "; ".join(f"{field}: {message}" if field else message for field, message in problems)
         known = ", ".join(config.model_fields) or "none"
-        raise BadSetting(f"Some settings of {owner} cannot be used: {listed}.", f"Known settings: {known}.", problems) from error
+        raise BadSetting(
+            f"Some settings of {owner} cannot be used: {listed}.", f"Known settings: {known}.", problems
+        ) from error
 
 
 def _literal(value: Any) -> Any:

@@ -239,7 +239,9 @@ class FitSettings(Frozen):
     )
     epochs: float = Field(2.0, gt=0, le=100, description="How many times every conversation is read.")
     batch_size: int = Field(4, ge=1, le=256, description="Conversations looked at before each correction.")
-    warmup: float = Field(0.05, ge=0, le=0.9, description="Share of the steps spent raising the learning rate from zero.")
+    warmup: float = Field(
+        0.05, ge=0, le=0.9, description="Share of the steps spent raising the learning rate from zero."
+    )
     weight_decay: float = Field(0.0, ge=0, le=1, description="Pulls trained weights towards zero; rarely needed here.")
     max_tokens: int = Field(
         1024, ge=32, le=131072, description="Longer conversations lose their oldest turns; the reply is kept."
@@ -251,7 +253,9 @@ class FitSettings(Frozen):
     patience: int = Field(
         3, ge=1, le=1000, description="Stop after this many validation losses in a row without a new best."
     )
-    samples: int = Field(2, ge=0, le=20, description="Sample replies written at each validation, to watch the voice form.")
+    samples: int = Field(
+        2, ge=0, le=20, description="Sample replies written at each validation, to watch the voice form."
+    )
 
 
 class FitResult(Frozen):
@@ -397,8 +401,12 @@ class Sampling(Frozen):
 
     seed: int = 0
     max_new_tokens: int = Field(120, ge=1, le=4096, description="The longest reply, in tokens.")
-    temperature: float = Field(0.7, ge=0, le=5, description="0 always takes the likeliest word; higher is more surprising.")
-    top_p: float = Field(0.9, gt=0, le=1, description="Draws from the likeliest words that together have this probability.")
+    temperature: float = Field(
+        0.7, ge=0, le=5, description="0 always takes the likeliest word; higher is more surprising."
+    )
+    top_p: float = Field(
+        0.9, gt=0, le=1, description="Draws from the likeliest words that together have this probability."
+    )
     repetition_penalty: float = Field(1.15, ge=1, le=2, description="Above 1 makes words already used less likely.")
 
 

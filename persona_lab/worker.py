@@ -68,7 +68,7 @@ class WorkerReporter:
 
     def log(self, message: str, level: str = "info") -> None:
         """Say something to people."""
-        self.emit(Log(message=message, level=level))  # type: ignore[arg-type]
+        self.emit(Log(message=message, level=level))
 
     def check_cancelled(self) -> None:
         """Raise Cancelled if the user asked to stop."""

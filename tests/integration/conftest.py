@@ -58,7 +58,10 @@ def rows(count: int = 24) -> list[dict[str, Any]]:
         {
             "messages": [
                 {"role": "user", "content": f"What about the {things[n % 10]} that {verbs[n % 6]} number {n}?"},
-                {"role": "assistant", "content": f"Ah, {things[(n * 7) % 10]} {n}: it {verbs[(n * 5) % 6]}, friend {n * 31}."},
+                {
+                    "role": "assistant",
+                    "content": f"Ah, {things[(n * 7) % 10]} {n}: it {verbs[(n * 5) % 6]}, friend {n * 31}.",
+                },
             ]
         }
         for n in range(count)

@@ -20,7 +20,9 @@ def png_chunk(name: bytes, body: bytes) -> bytes:
 def card_png(card: dict) -> bytes:
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0))
     text = png_chunk(b"tEXt", b"chara\0" + base64.b64encode(json.dumps(card).encode()))
-    return b"\x89PNG\r\n\x1a\n" + header + text + png_chunk(b"IDAT", zlib.compress(b"\0\1\2\3")) + png_chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + header + text + png_chunk(b"IDAT", zlib.compress(b"\0\1\2\3")) + png_chunk(b"IEND", b"")
+    )
 
 
 def bad_files(folder: Path) -> dict[str, Path]:
@@ -56,9 +58,26 @@ def test_help_lists_every_command(cli) -> None:
     import subprocess
     import sys
 
-    result = subprocess.run([sys.executable, "-m", "persona_lab.cli", "--help"], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-m", "persona_lab.cli", "--help"], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0
-    promised = "doctor plugins personas datasets models plan train runs variants eval compare say export serve".split()
+    promised = [
+        "doctor",
+        "plugins",
+        "personas",
+        "datasets",
+        "models",
+        "plan",
+        "train",
+        "runs",
+        "variants",
+        "eval",
+        "compare",
+        "say",
+        "export",
+        "serve",
+    ]
     for command in promised:
         assert command in result.stdout
 
@@ -151,7 +170,15 @@ def test_plan_ranks_every_strategy(cli, ready_home: Home, tiny_model: Path) -> N
     assert {row["strategy"] for row in rows} >= {"prompt", "lora", "qlora", "full", "hybrid"}
     assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
     for row in rows:
-        assert {"fits", "reason", "trainable_parameters", "peak_memory_bytes", "seconds", "disk_bytes", "uncertainty"} <= set(row)
+        assert {
+            "fits",
+            "reason",
+            "trainable_parameters",
+            "peak_memory_bytes",
+            "seconds",
+            "disk_bytes",
+            "uncertainty",
+        } <= set(row)
 
 
 @pytest.mark.parametrize("format", ["png", "json"])

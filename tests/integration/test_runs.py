@@ -173,7 +173,9 @@ def small_disk(tmp_path: Path):
     """A tmpfs of 3 MB; needs the right to mount one."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
     if mounted.returncode != 0:
         pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.decode().strip()}")
     yield folder
@@ -181,7 +183,9 @@ def small_disk(tmp_path: Path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="uses a Linux tmpfs")
-def test_a_full_disk_is_named_and_leaves_the_library_whole(small_disk: Path, ready_home: Home, cli, tiny_model: Path) -> None:
+def test_a_full_disk_is_named_and_leaves_the_library_whole(
+    small_disk: Path, ready_home: Home, cli, tiny_model: Path
+) -> None:
     import shutil
 
     shutil.copytree(ready_home.root, small_disk / "home", dirs_exist_ok=True)
@@ -203,5 +207,16 @@ def test_a_full_disk_is_named_and_leaves_the_library_whole(small_disk: Path, rea
     assert after["personas"] == json.loads(before)["personas"]
     (small_disk / "ballast").unlink()
     (small_disk / "ballast2").unlink()
-    again = cli("train", "--persona", "tam", "--strategy", "slow", "--set", "steps=1", "--base", str(tiny_model), home_folder=home)
+    again = cli(
+        "train",
+        "--persona",
+        "tam",
+        "--strategy",
+        "slow",
+        "--set",
+        "steps=1",
+        "--base",
+        str(tiny_model),
+        home_folder=home,
+    )
     assert again.returncode == 0, again.stderr

@@ -1,0 +1,125 @@
+"""The `persona-lab` command: everything the page does, for scripts. Parses, calls the engine, prints.
+
+Exit codes: 0 ok, 1 the work failed, 2 bad usage or bad input, 130 cancelled. With `--json` exactly one JSON document is
+printed on standard output; logs and progress are on standard error.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from persona_lab.cli.common import HomeOption, JsonOption, opened, show
+from persona_lab.cli.library import datasets_app, models_app, personas_app, variants_app
+from persona_lab.cli.work import commands, runs_app
+from persona_lab.errors import PersonaLabError
+
+app = typer.Typer(
+    name="persona-lab",
+    help="Build characters out of small open language models, and measure how well it worked.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")] = False,
+) -> None:
+    """Parsed by `main`, which takes --debug out of the arguments; listed here for --help."""
+
+
+# --- the machine and the plugins ------------------------------------------------------------------
+
+
+@app.command()
+def doctor(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Versions, device, memory, disk, and whether the starter model is there."""
+    from persona_lab.cli.doctor import examine
+    from persona_lab.cli.terminal import print_table
+
+    with opened(home, readonly=True) as engine:
+        report = examine(engine)
+    show(report, as_json, lambda: print_table(("", ""), _flat(report), "Nothing to say."))
+
+
+def _flat(report: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in report.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key} ")
+        else:
+            yield f"{prefix}{key}", value
+
+
+@app.command()
+def plugins(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Strategies, evaluators, readers and exporters, where they come from, and which have problems."""
+    from persona_lab.cli.terminal import print_table
+    from persona_lab.plugins import Plugins
+
+    with opened(home, readonly=True) as engine:
+        # tabs too: a plugin's broken tab should show here as it does in the page
+        infos = Plugins.load(engine.home.plugins, tabs=True).infos()
+    columns = ("id", "kind", "source", "version", "status", "problem")
+    rows = [(i.id, i.kind, i.source, i.version, i.status, i.problem) for i in infos]
+    show(infos, as_json, lambda: print_table(columns, rows, "No plugins."))
+
+
+@app.command()
+def serve(
+    home: HomeOption = None,
+    host: Annotated[str, typer.Option(help="Any other than loopback needs PERSONA_LAB_AUTH.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Or the next free one.", min=0, max=65535)] = 7860,
+    share: Annotated[bool, typer.Option("--share", help="A public link; needs PERSONA_LAB_AUTH.")] = False,
+    no_browser: Annotated[bool, typer.Option("--no-browser")] = False,
+) -> None:
+    """Start the page, the same as python app.py."""
+    from persona_lab.ui.app import serve as serve_page
+
+    serve_page(str(home) if home else None, host, port, share, not no_browser, "--debug" in sys.argv)
+
+
+app.add_typer(commands)
+for _name, _group in (
+    ("personas", personas_app),
+    ("datasets", datasets_app),
+    ("models", models_app),
+    ("runs", runs_app),
+    ("variants", variants_app),
+):
+    app.add_typer(_group, name=_name)
+
+
+def main() -> None:
+    """The console script: runs the command, and turns errors into one paragraph and an exit code."""
+    debug = "--debug" in sys.argv[1:]
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except PersonaLabError as error:
+        if debug:
+            raise
+        from persona_lab.cli.terminal import print_error
+
+        print_error(error)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except Exception as error:
+        if debug or not hasattr(error, "show"):
+            _report_bug(error, debug)
+        error.show()  # type: ignore[attr-defined]  # typer's own usage errors
+        sys.exit(getattr(error, "exit_code", 2))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report_bug(error: Exception, debug: bool) -> None:
+    """The process border: an error nobody foresaw becomes a paragraph too."""
+    if debug:
+        raise error
+    sys.stderr.write(f"persona-lab: {type(error).__name__}: {error}. This looks like a fault of ours; see --debug.\n")
+    sys.exit(1)

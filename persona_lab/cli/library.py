@@ -1,0 +1,254 @@
+"""`personas`, `datasets`, `models` and `variants`: what the home holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from persona_lab.cli.common import (
+    BaseOption,
+    HomeOption,
+    JsonOption,
+    OutOption,
+    PersonaOption,
+    follow,
+    opened,
+    require_done,
+    show,
+)
+
+personas_app = typer.Typer(no_args_is_help=True, help="Who the characters are.")
+datasets_app = typer.Typer(no_args_is_help=True, help="What they learn from.")
+models_app = typer.Typer(no_args_is_help=True, help="Base models.")
+variants_app = typer.Typer(no_args_is_help=True, help="What was made.")
+SPLITS = ("train", "validation", "test")
+
+
+# --- personas -------------------------------------------------------------------------------------
+
+
+@personas_app.command("list")
+def personas_list(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Your personas and the shipped examples."""
+    from persona_lab.cli.terminal import print_table
+
+    with opened(home, readonly=True) as engine:
+        found = engine.personas()
+    rows = [
+        (p.id, p.name, "example" if p.example else "yours", p.conversations, p.variants, p.tagline[:70]) for p in found
+    ]
+    columns = ("id", "name", "", "conversations", "variants", "")
+    show(found, as_json, lambda: print_table(columns, rows, "None yet: persona-lab personas import FILE."))
+
+
+@personas_app.command("show")
+def personas_show(persona_id: str, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """One persona: its card, facts, and the prompt the model sees."""
+    from persona_lab.personas.prompt import system_prompt
+
+    with opened(home, readonly=True) as engine:
+        persona = engine.persona(persona_id)
+    prompt = system_prompt(persona)
+    document = persona.model_dump(mode="json") | {"system_prompt": prompt}
+    show(document, as_json, lambda: print(f"{persona.name} ({persona.id}), {len(persona.facts)} facts\n\n{prompt}"))
+
+
+@personas_app.command("import")
+def personas_import(
+    file: Path,
+    persona_id: Annotated[str | None, typer.Option("--id", help="The id to give it.")] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A character card: V1, V2 or V3, as JSON or PNG."""
+    with opened(home) as engine:
+        persona = engine.import_persona(file, persona_id)
+    document = {"id": persona.id, "name": persona.name, "avatar": persona.avatar}
+    show(document, as_json, lambda: print(f"{persona.name} is persona {persona.id!r} now."))
+
+
+@personas_app.command("export")
+def personas_export(
+    persona_id: str,
+    out: OutOption,
+    format: Annotated[str, typer.Option("--format", help="png or json.")] = "png",
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a persona's card."""
+    with opened(home, readonly=True) as engine:
+        path = engine.export_persona(persona_id, format, out)
+    show({"id": persona_id, "file": str(path)}, as_json, lambda: print(path))
+
+
+@personas_app.command("delete")
+def personas_delete(persona_id: str, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Put a persona and its datasets aside."""
+    with opened(home) as engine:
+        engine.delete_persona(persona_id)
+        trash = engine.home.root / "trash"
+    note = f"{persona_id} was put aside in {trash} until the next delete; the page can bring it back."
+    show({"id": persona_id, "deleted": True}, as_json, lambda: print(note))
+
+
+# --- datasets -------------------------------------------------------------------------------------
+
+
+@datasets_app.command("list")
+def datasets_list(
+    persona: Annotated[str | None, typer.Option("--persona")] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Datasets and their versions."""
+    from persona_lab.cli.terminal import print_table
+
+    with opened(home, readonly=True) as engine:
+        found = engine.datasets(persona)
+    rows = [(d.id, d.persona, d.version, d.format, *(d.counts.get(s, 0) for s in SPLITS), d.source) for d in found]
+    columns = ("id", "persona", "version", "format", *SPLITS, "source")
+    show(found, as_json, lambda: print_table(columns, rows, "None yet: persona-lab datasets import FILE --persona ID."))
+
+
+@datasets_app.command("import")
+def datasets_import(
+    file: Path,
+    persona: PersonaOption,
+    format: Annotated[str, typer.Option("--format", help="auto, or a reader's id.")] = "auto",
+    map: Annotated[str, typer.Option("--map", help="Columns by role: user=question,assistant=answer.")] = "",
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A file or folder of conversations, as a new version of the persona's dataset."""
+    from persona_lab.settings import parse_assignments
+
+    mapping = parse_assignments(part for part in map.split(",") if part.strip())
+    with opened(home) as engine:
+        summary = engine.import_dataset(file, persona, format, mapping)
+
+    def tell() -> None:
+        print(f"{summary.id}: {summary.why}")
+        print(", ".join(f"{key} {value}" for key, value in summary.counts.items()))
+        for warning in summary.warnings:
+            print(f"warning: {warning}")
+
+    show(summary, as_json, tell)
+
+
+@datasets_app.command("inspect")
+def datasets_inspect(dataset_id: str, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Counts, warnings and the first rows."""
+    with opened(home, readonly=True) as engine:
+        engine.dataset(dataset_id)
+        report = engine.inspect_dataset(dataset_id)
+
+    def tell() -> None:
+        for key in ("id", "persona", "format", "why", "source", "counts", "reply_words", "warnings"):
+            print(f"{key}: {report.get(key)}")
+        for row in report["first_rows"]:
+            print(f"\n{row['id']} ({row['split']})")
+            for message in row["messages"]:
+                print(f"  {message['role']}: {message['content']}")
+
+    show(report, as_json, tell)
+
+
+@datasets_app.command("preview")
+def datasets_preview(
+    dataset_id: str,
+    row: Annotated[int, typer.Option("--row", help="Row number, from 0.")] = 0,
+    base: BaseOption = "starter",
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """One row as the model sees it; what is trained on stands in [[ ]]."""
+    with opened(home, readonly=True) as engine:
+        tokens = engine.preview(dataset_id, row, base)
+    document = {"dataset": dataset_id, "row": row, "base": base, "tokens": tokens}
+    show(document | {"trained": sum(token.trained for token in tokens)}, as_json, lambda: print(_marked(tokens)))
+
+
+def _marked(tokens: list[Any]) -> str:
+    text, inside = "", False
+    for token in tokens:
+        if token.trained != inside:
+            text += "[[" if token.trained else "]]"
+            inside = token.trained
+        text += token.text
+    return text + ("]]" if inside else "")
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+@models_app.command("list")
+def models_list(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """The starter, and every base model in the data folder."""
+    from persona_lab.cli.terminal import print_table
+
+    with opened(home, readonly=True) as engine:
+        found = engine.models()
+    rows = [
+        (m.id, m.name, f"{m.parameters / 1e6:.0f} M", m.license, "ready" if m.ready else "not fetched") for m in found
+    ]
+    columns = ("id", "name", "parameters", "licence", "")
+    show(found, as_json, lambda: print_table(columns, rows, "None."))
+
+
+@models_app.command("fetch")
+def models_fetch(name: str, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Fetch and convert a base model, once."""
+    with opened(home) as engine:
+        run = follow(engine, engine.fetch_model(name))
+        require_done(run)
+    show(
+        run.result["model"],
+        as_json,
+        lambda: print(f"{run.result['model']['name']} is ready: {run.result['model']['path']}"),
+    )
+
+
+# --- variants -------------------------------------------------------------------------------------
+
+
+@variants_app.command("list")
+def variants_list(
+    persona: Annotated[str | None, typer.Option("--persona")] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What was made, newest first."""
+    from persona_lab.cli.terminal import print_table, size
+
+    with opened(home, readonly=True) as engine:
+        found = engine.variants(persona)
+    rows = [(v.id, v.name, v.persona, v.strategy, v.base, size(v.bytes), v.created[:19]) for v in found]
+    columns = ("id", "name", "persona", "strategy", "base", "size", "created")
+    documents = [v.model_dump(mode="json", exclude={"examples", "system"}) for v in found]
+    show(
+        documents,
+        as_json,
+        lambda: print_table(columns, rows, "None yet: persona-lab train --persona ID --strategy lora."),
+    )
+
+
+@variants_app.command("show")
+def variants_show(variant_id: str, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """One variant: what it is made of."""
+    from persona_lab.cli.terminal import print_table
+
+    with opened(home, readonly=True) as engine:
+        variant = engine.variant(variant_id)
+    rows = [(key, value) for key, value in variant.model_dump(mode="json", exclude={"examples"}).items() if value]
+    show(variant, as_json, lambda: print_table(("", ""), rows, ""))
+
+
+@variants_app.command("delete")
+def variants_delete(variant_id: str, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Put a variant aside."""
+    with opened(home) as engine:
+        engine.delete_variant(variant_id)
+    note = f"{variant_id} was put aside until the next delete; the page can bring it back."
+    show({"id": variant_id, "deleted": True}, as_json, lambda: print(note))

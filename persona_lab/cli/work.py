@@ -1,0 +1,227 @@
+"""`plan`, `train`, `runs`, `eval`, `compare`, `say`, `export`: what is done with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from persona_lab.cli.common import (
+    BaseOption,
+    HomeOption,
+    JsonOption,
+    OutOption,
+    PersonaOption,
+    SeedOption,
+    SetOption,
+    follow,
+    opened,
+    require_done,
+    show,
+)
+from persona_lab.errors import BadInput
+
+if TYPE_CHECKING:
+    from persona_lab.types import RunView, Variant
+
+commands = typer.Typer()
+runs_app = typer.Typer(no_args_is_help=True, help="Trainings, evaluations and exports.")
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+@commands.command()
+def plan(
+    persona: PersonaOption,
+    strategy: Annotated[str | None, typer.Option("--strategy")] = None,
+    base: BaseOption = "starter",
+    set: SetOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What each strategy would cost on this machine, before anything is started."""
+    from persona_lab.cli.terminal import duration, print_table, size
+    from persona_lab.settings import parse_assignments
+
+    with opened(home, readonly=True) as engine:
+        rows = engine.plan(persona, strategy, base, parse_assignments(set or ()))
+    table = [
+        (r.rank, r.strategy, r.fits, duration(r.seconds), size(r.peak_memory_bytes), size(r.disk_bytes), r.reason)
+        for r in rows
+    ]
+    columns = ("rank", "strategy", "fits", "time", "memory", "disk", "why")
+    show(rows, as_json, lambda: print_table(columns, table, "No strategies."))
+
+
+@commands.command()
+def train(
+    persona: PersonaOption,
+    strategy: Annotated[str, typer.Option("--strategy", help="prompt, lora, qlora, full, hybrid, or a plugin's.")],
+    base: BaseOption = "starter",
+    set: SetOption = None,
+    seed: SeedOption = 0,
+    name: Annotated[str, typer.Option("--name", help="A name for the variant.")] = "",
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a variant of a persona."""
+    from persona_lab.settings import parse_assignments
+
+    with opened(home) as engine:
+        run_id = engine.train(persona, strategy, base, parse_assignments(set or ()), seed, name)
+        _finish_training(follow(engine, run_id), as_json)
+
+
+def _finish_training(run: RunView, as_json: bool) -> None:
+    from persona_lab.cli.terminal import duration, run_document
+
+    def tell() -> None:
+        if run.status == "done":
+            loss, seconds = run.result["loss"], run.result["seconds"]["total"]
+            print(f"Variant {run.variant} is ready after {duration(seconds)}. {run.result.get('changed', '')}")
+            print(f"Validation loss {loss['validation_before']} -> {loss['validation_after']}.")
+            print(f'Talk to it: persona-lab say {run.variant} base-{run.persona} --prompt "Hello!"')
+
+    show(run_document(run), as_json, tell)
+    require_done(run)
+
+
+@runs_app.command("list")
+def runs_list(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Every run, newest first."""
+    from persona_lab.cli.terminal import print_table
+
+    with opened(home, readonly=True) as engine:
+        found = engine.runs()
+    rows = [(r.id, r.kind, r.status, r.cause, f"{r.step}/{r.total}" if r.total else "", r.created[:19]) for r in found]
+    columns = ("id", "kind", "status", "cause", "steps", "created")
+    show(
+        found, as_json, lambda: print_table(columns, rows, "None yet: persona-lab train --persona ID --strategy lora.")
+    )
+
+
+@runs_app.command("show")
+def runs_show(run_id: str, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """One run: its state, settings and losses."""
+    from persona_lab.cli.terminal import print_table
+
+    with opened(home, readonly=True) as engine:
+        run = engine.run(run_id)
+        events = engine.events(run_id)[0]
+    curves = {
+        "train": [(e.step, e.loss) for e in events if e.kind == "step" and e.loss is not None],
+        "validation": [(e.step, e.loss) for e in events if e.kind == "validation"],
+    }
+    document = run.model_dump(mode="json") | {"curves": curves}
+    rows = [(key, value) for key, value in run.model_dump(mode="json", exclude={"result"}).items() if value]
+    show(document, as_json, lambda: print_table(("", ""), rows, ""))
+
+
+@runs_app.command("stop")
+def runs_stop(run_id: str, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Stop a run, whichever process started it; its checkpoints stay."""
+    from persona_lab.jobs import ACTIVE, stop_worker
+
+    with opened(home, readonly=True) as engine:
+        run = engine.run(run_id)
+        if run.status not in ACTIVE:
+            raise BadInput(f"Run {run_id!r} is not in progress: it is {run.status}.")
+        stop_worker(engine.home.run(run_id))
+        run = engine.run(run_id)
+    show({"run": run_id, "status": run.status}, as_json, lambda: print(f"{run_id} is {run.status}."))
+
+
+@runs_app.command("resume")
+def runs_resume(run_id: str, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Go on with an interrupted, stopped or failed training from its last checkpoint."""
+    with opened(home) as engine:
+        engine.resume(run_id)
+        _finish_training(follow(engine, run_id), as_json)
+
+
+# --- evaluating, talking, taking away -------------------------------------------------------------
+
+
+@commands.command("eval")
+def evaluate(
+    variants: list[str],
+    evaluators: Annotated[str, typer.Option("--evaluators", help="Ids, separated by commas; default: all.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer items: wider intervals, sooner.")] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score variants on held-out data, with intervals."""
+    from persona_lab.cli.terminal import print_metrics
+
+    chosen = [part.strip() for part in evaluators.split(",") if part.strip()] or None
+    with opened(home) as engine:
+        run = follow(engine, engine.evaluate(variants, chosen, quick))
+        require_done(run)
+    show({"run": run.id, **run.result}, as_json, lambda: print_metrics(run.result))
+
+
+@commands.command()
+def compare(
+    variants: list[str],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the report.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer items: wider intervals, sooner.")] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A report of several variants and the base: HTML, Markdown and JSON with plots."""
+    from persona_lab.cli.terminal import print_metrics
+
+    with opened(home) as engine:
+        run = follow(engine, engine.evaluate(variants, None, quick, report=True, out=out))
+        require_done(run)
+
+    def tell() -> None:
+        print_metrics(run.result)
+        print(f"\nReport: {run.result['report']['html']}")
+
+    show({"run": run.id, **run.result}, as_json, tell)
+
+
+@commands.command()
+def say(
+    variants: list[str],
+    prompt: Annotated[str | None, typer.Option("--prompt", help="What to say to them.")] = None,
+    prompts: Annotated[Path | None, typer.Option("--prompts", help="A text file, one prompt a line.")] = None,
+    seed: SeedOption = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=4096)] = 120,
+    temperature: Annotated[float, typer.Option(min=0, max=5, help="0 always takes the likeliest word.")] = 0.7,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Talk to variants side by side; `base-PERSONA` is the untrained base under that persona's card."""
+    from persona_lab.cli.conversing import read_prompts, replies
+    from persona_lab.types import Sampling
+
+    asked = read_prompts(prompt, prompts)
+    sampling = Sampling(seed=seed, max_new_tokens=max_new_tokens, temperature=temperature)
+    with opened(home, readonly=True) as engine:
+        found: list[Variant] = [engine.variant(name) for name in variants]
+        rows = []
+        for row in replies(engine.chat, found, asked, sampling):
+            rows.append(row)
+            if not as_json:
+                print(f"[{row['variant']}, {row['adapter']}]\n> {row['prompt']}\n{row['reply']}\n")
+    if as_json:
+        show(rows, True, lambda: None)
+
+
+@commands.command()
+def export(
+    variant: str,
+    out: OutOption,
+    format: Annotated[str, typer.Option("--format", help="adapter, merged, or a plugin's.")] = "merged",
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a variant elsewhere."""
+    with opened(home) as engine:
+        run = follow(engine, engine.export(variant, format, out))
+        require_done(run)
+    show({"run": run.id, **run.result}, as_json, lambda: print(f"Written to {out}."))
