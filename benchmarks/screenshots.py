@@ -1,4 +1,4 @@
-"""Takes a picture of every tab: `python benchmarks/screenshots.py [--home DIR] [--out docs/screenshots] [--tabs chat,...]`.
+"""Takes a picture of every tab: `python benchmarks/screenshots.py [--home DIR] [--out DIR] [--tabs Chat,...]`.
 
 Starts the page in a temporary home (or the one named, with its runs and variants), picks an example character and
 writes <tab>.png (1280 x 900), <tab>-dark.png and <tab>-phone.png (400 px wide). Needs Chromium and playwright.
@@ -20,7 +20,13 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CHROMIUM = os.environ.get("PERSONA_LAB_CHROMIUM", "/usr/bin/chromium")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+]
 TABS = ("Personas", "Data", "Train", "Evaluate", "Chat", "Plugins")
 LOOKS = {"": (1280, 900, "light"), "-dark": (1280, 900, "dark"), "-phone": (400, 860, "light")}
 
@@ -49,7 +55,7 @@ def open_page(browser: Browser, url: str, look: str) -> Page:
     context = browser.new_context(viewport={"width": width, "height": height})
     page = context.new_page()
     page.goto(f"{url}?__theme={scheme}")
-    page.locator(".pl-card").first.click()
+    page.locator(".pl-card[data-id=magpie]").click()
     page.locator(".pl-card.pl-chosen").wait_for()
     page.locator(".pl-details").wait_for()
     return page
@@ -82,7 +88,11 @@ def main() -> None:
     parser.add_argument("--say", default="", help="what to say in the Chat tab before its picture is taken")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as temporary, served(options.home or Path(temporary)) as url, sync_playwright() as p:
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        served(options.home or Path(temporary)) as url,
+        sync_playwright() as p,
+    ):
         browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         for look in LOOKS:
             page = open_page(browser, url, look)

@@ -54,7 +54,9 @@ def page(home: str) -> tuple[float, float]:
 
 def line(name: str, values: list[float], unit: str) -> str:
     """Minimum, median, maximum."""
-    return f"{name}: {min(values):.2f} / {statistics.median(values):.2f} / {max(values):.2f} {unit} (min / median / max)"
+    return (
+        f"{name}: {min(values):.2f} / {statistics.median(values):.2f} / {max(values):.2f} {unit} (min / median / max)"
+    )
 
 
 def main() -> None:

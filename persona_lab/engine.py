@@ -460,7 +460,7 @@ class Engine:
     def _before_start(self) -> None:
         """Training and chat share an accelerator: the chat worker gives its memory back before a run starts."""
         if self._chat is not None and self.machine().device != "cpu":
-            self._chat.close()
+            self._chat.release()
 
     # --- variants and reports --------------------------------------------------------------------
 

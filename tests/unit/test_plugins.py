@@ -16,7 +16,7 @@ from persona_lab.plugins import Plugins
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "example_plugin"
 
-LOCAL = '''
+LOCAL = """
 from persona_lab.api import Estimate, Strategy, hookimpl
 
 class Whisper(Strategy):
@@ -33,7 +33,7 @@ class Whisper(Strategy):
 @hookimpl
 def persona_lab_strategies():
     return [Whisper]
-'''
+"""
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +51,12 @@ def listed(home: Home, site: Path | None = None, **environment: str) -> dict[tup
     paths = os.pathsep.join([str(site)] if site else [])
     command = [sys.executable, "-m", "persona_lab.cli", "plugins", "--json", "--home", str(home.root)]
     result = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": paths} | environment, check=False
+        command,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": paths} | environment,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     return {(row["id"], row["kind"], row["status"]): row for row in json.loads(result.stdout)}
@@ -101,7 +106,10 @@ def test_a_file_in_the_plugins_folder_works(home: Home) -> None:
         ("def nonsense(:", "SyntaxError"),
         ("import sys; sys.exit(3)", "SystemExit"),
         ("from persona_lab.api import hookimpl\n@hookimpl\ndef persona_lab_strategies(wrong): return []", "wrong"),
-        ("from persona_lab.api import hookimpl\n@hookimpl\ndef persona_lab_strategies(): return [42]", "42 is not a class"),
+        (
+            "from persona_lab.api import hookimpl\n@hookimpl\ndef persona_lab_strategies(): return [42]",
+            "42 is not a class",
+        ),
         (
             "from persona_lab.api import hookimpl\nclass A:\n id='a'\n title='A'\n"
             "@hookimpl\ndef persona_lab_strategies(): return [A]",

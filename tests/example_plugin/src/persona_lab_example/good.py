@@ -1,22 +1,22 @@
 """A strategy of each hook kind that works: the whole plugin fits on one screen."""
 
+from pydantic import Field
+
 from persona_lab.api import (
-    Artifact,
-    Detection,
+    Conversation,
     DatasetReader,
+    Detection,
     Estimate,
     Evaluator,
     Exporter,
     Frozen,
     ItemScore,
+    Message,
     Metric,
     ReadResult,
-    Conversation,
-    Message,
     Strategy,
     hookimpl,
 )
-from pydantic import Field
 
 
 class FirstLines(Strategy):
@@ -50,8 +50,15 @@ class SystemLength(Evaluator):
         value = float(len(variant.system))
         item = ItemScore(id="system", cluster="system", value=value)
         yield Metric(
-            evaluator=self.id, metric="characters", value=value, low=value, high=value, n=1, unit="characters",
-            better="none", items=(item,),
+            evaluator=self.id,
+            metric="characters",
+            value=value,
+            low=value,
+            high=value,
+            n=1,
+            unit="characters",
+            better="none",
+            items=(item,),
         )
 
 

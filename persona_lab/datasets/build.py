@@ -1,0 +1,115 @@
+"""From what a reader gave to a dataset: duplicates out, splits in, counted, fingerprinted; empty data is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from persona_lab.datasets.reading import Reading
+from persona_lab.datasets.splits import assign_splits, content_key, without_duplicates
+from persona_lab.errors import BadInput
+from persona_lab.types import Conversation, Dataset, DatasetSummary, now, slug
+
+_PLACEHOLDER = re.compile(r"\{\{[\w ]{1,30}\}\}|<(?:user|bot)>", re.IGNORECASE)
+
+
+def build_dataset(
+    reading: Reading, persona_id: str, version: int, name: str, source: str
+) -> tuple[Dataset, DatasetSummary]:
+    """The dataset and its summary. The id is `<persona>-v<version>`.
+
+    Args:
+        version: from 1; each import adds one.
+        name: for people.
+        source: where it came from, as the user named it.
+
+    Raises:
+        BadInput: nothing in it can be trained on.
+    """
+    result = reading.result
+    unique = without_duplicates(result.conversations)
+    split = assign_splits(unique)
+    conversations = _with_own_ids(split.conversations)
+    if not any(conversation.split == "train" for conversation in conversations):
+        raise BadInput(
+            f"{source} has {len(conversations)} usable conversations, but none to train on: all are held out.",
+            "Mark some rows `train`, or take the split column out so that they are shared out here.",
+        )
+    replies = {message.content for c in conversations for message in c.messages if message.role == "assistant"}
+    others = tuple(text for text in dict.fromkeys(result.others) if text.strip() and text not in replies)
+    dataset = Dataset(
+        id=slug(persona_id)[:40] + f"-v{version}" if len(persona_id) > 56 else f"{persona_id}-v{version}",
+        persona=persona_id,
+        version=version,
+        name=name,
+        conversations=conversations,
+        others=others,
+    )
+    duplicates = len(result.conversations) - len(unique) + split.dropped
+    warnings = (*result.warnings, *split.warnings, *_remarks(reading, conversations))
+    return dataset, DatasetSummary(
+        id=dataset.id,
+        name=name,
+        persona=persona_id,
+        version=version,
+        source=source,
+        format=reading.format,
+        why=reading.why,
+        counts=_counts(dataset, duplicates, len(result.skipped)),
+        fingerprint=fingerprint(dataset),
+        created=now(),
+        warnings=warnings,
+    )
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """sha256 of what the dataset holds and how it is split, whatever the order of its rows."""
+    lines = sorted(f"{conversation.split} {content_key(conversation)}" for conversation in dataset.conversations)
+    others = sorted(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest() for text in dataset.others)
+    return hashlib.sha256("\n".join([*lines, *others]).encode()).hexdigest()
+
+
+def _with_own_ids(conversations: Sequence[Conversation]) -> tuple[Conversation, ...]:
+    """Ids made unique: a repeated one gets `~2`, `~3`, ... as its end."""
+    taken = {conversation.id for conversation in conversations}
+    seen: set[str] = set()
+    result: list[Conversation] = []
+    for conversation in conversations:
+        chosen, number = conversation.id, 1
+        while chosen in seen or (number > 1 and chosen in taken):
+            number += 1
+            chosen = f"{conversation.id}~{number}"
+        seen.add(chosen)
+        result.append(conversation if chosen == conversation.id else conversation.model_copy(update={"id": chosen}))
+    return tuple(result)
+
+
+def _counts(dataset: Dataset, duplicates: int, skipped: int) -> dict[str, int]:
+    return {
+        "train": len(dataset.of("train")),
+        "validation": len(dataset.of("validation")),
+        "test": len(dataset.of("test")),
+        "others": len(dataset.others),
+        "turns": sum(m.role == "assistant" for c in dataset.conversations for m in c.messages),
+        "duplicates": duplicates,
+        "skipped": skipped,
+    }
+
+
+def _remarks(reading: Reading, conversations: Sequence[Conversation]) -> list[str]:
+    """What a person should know about the data, beyond what reader and split said."""
+    remarks: list[str] = []
+    if reading.result.skipped:
+        reasons = Counter(reason for _, reason in reading.result.skipped).most_common(3)
+        told = "; ".join(f"{count} because it {reason}" for reason, count in reasons)
+        remarks.append(f"{len(reading.result.skipped)} rows were skipped: {told}.")
+    holders = [c for c in conversations if any(_PLACEHOLDER.search(message.content) for message in c.messages)]
+    if holders:
+        found = Counter(p for c in holders for m in c.messages for p in _PLACEHOLDER.findall(m.content))
+        told = ", ".join(text for text, _ in found.most_common(3))
+        remarks.append(
+            f"{len(holders)} conversations hold placeholders ({told}): the character will say them literally."
+        )
+    return remarks

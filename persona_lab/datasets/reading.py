@@ -1,0 +1,174 @@
+"""Which reader takes a file, and the files of a folder joined.
+
+Readers come from plugins; this module only chooses between them, explains the choice and refuses what gives nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from persona_lab.api import DatasetReader, Detection, ReadResult
+from persona_lab.datasets.toolkit import forget_rows, read_text
+from persona_lab.errors import BadInput, PersonaLabError, UnknownName
+from persona_lab.types import Persona
+
+THRESHOLD = 0.3
+MOST_FILES = 200
+DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".md", ".log")
+_NOT_DATA = ("origin", "readme", "license", "licence", "notice", "changelog", "citation")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read, as which format, and why that format."""
+
+    result: ReadResult
+    format: str
+    why: str
+
+
+def read_dataset(
+    path: Path,
+    readers: Sequence[DatasetReader],
+    persona: Persona,
+    format: str = "auto",
+    mapping: Mapping[str, str] | None = None,
+) -> Reading:
+    """Read a file, or every data file of a folder (each by its own best reader), as the persona's conversations.
+
+    Args:
+        format: a reader's id, or `auto`.
+        mapping: `--map role=column,...`; see the readers.
+
+    Raises:
+        BadInput: missing, unreadable, of no known format, or without a single usable row.
+        UnknownName: no reader has the id `format`.
+    """
+    known = {reader.id: reader for reader in readers}
+    if format != "auto" and format not in known:
+        raise UnknownName("dataset format", format, [*known, "auto"])
+    chosen = dict(mapping or {})
+    try:
+        read = _read_folder if path.is_dir() else _read_file
+        reading = read(path, known, persona, format, chosen)
+    finally:
+        forget_rows()
+    if not reading.result.conversations:
+        raise _nothing_usable(path, reading, persona)
+    return reading
+
+
+def _read_file(
+    path: Path, readers: Mapping[str, DatasetReader], persona: Persona, format: str, mapping: Mapping[str, str]
+) -> Reading:
+    read_text(path)  # missing, empty, binary and badly encoded files are told apart before any reader guesses
+    if format == "auto":
+        format, why = _best(path, readers, mapping)
+    else:
+        why = "you chose it"
+    reader = readers[format]
+    try:
+        result = reader.read(path, persona, mapping)
+    except PersonaLabError:
+        raise
+    except Exception as error:
+        raise BadInput(
+            f"The reader {reader.title!r} failed on {path}: {type(error).__name__}: {error}.",
+            "Choose another with --format, or report it to the reader's author.",
+        ) from error
+    return Reading(result, format, f"{reader.title}, because {why}")
+
+
+def _best(path: Path, readers: Mapping[str, DatasetReader], mapping: Mapping[str, str]) -> tuple[str, str]:
+    detections = {name: _detect(reader, path) for name, reader in readers.items()}
+    if mapping and detections.get("columns", Detection(score=0)).score > 0:
+        return "columns", "you named its columns"
+    ranked = sorted(detections, key=lambda name: (-detections[name].score, readers[name].rank))
+    if not ranked or detections[ranked[0]].score < THRESHOLD:
+        seen = next((detections[name].why for name in ranked if detections[name].why), "nothing that any reader knows")
+        raise BadInput(
+            f"{path} is of no format that can be told: {seen}.",
+            f"Name its columns, for example --map user=QUESTION,assistant=ANSWER, or a format with --format: "
+            f"{', '.join(sorted(readers))}.",
+        )
+    return ranked[0], detections[ranked[0]].why
+
+
+def _detect(reader: DatasetReader, path: Path) -> Detection:
+    try:
+        return reader.detect(path)
+    except Exception as error:  # noqa: BLE001 - the plugin border: one reader's trouble must not stop the others
+        return Detection(score=0, why=f"{reader.title} failed to look at it: {type(error).__name__}: {error}")
+
+
+def _read_folder(
+    folder: Path, readers: Mapping[str, DatasetReader], persona: Persona, format: str, mapping: Mapping[str, str]
+) -> Reading:
+    files = [file for file in sorted(folder.iterdir()) if file.is_file() and _is_data(file)]
+    if not files or len(files) > MOST_FILES:
+        raise BadInput(
+            f"{folder} has {len(files)} data files ({', '.join(DATA_SUFFIXES)}); from 1 to {MOST_FILES} are read.",
+            "Name a single file, or another folder.",
+        )
+    readings: list[tuple[Path, Reading]] = []
+    notes: list[str] = []
+    for file in files:
+        try:
+            readings.append((file, _read_mapped(file, readers, persona, format, mapping)))
+        except BadInput as error:
+            notes.append(f"{file.name} was left out: {error.message}")
+    if not readings:
+        raise BadInput(f"No file in {folder} can be read. {notes[0]}", "Name a single file to see more.")
+    return _joined(readings, notes)
+
+
+def _read_mapped(
+    file: Path, readers: Mapping[str, DatasetReader], persona: Persona, format: str, mapping: Mapping[str, str]
+) -> Reading:
+    """One file of a folder: columns named for one file need not be in the others."""
+    try:
+        return _read_file(file, readers, persona, format, mapping)
+    except BadInput:
+        if not mapping:
+            raise
+        return _read_file(file, readers, persona, format, {})
+
+
+def _is_data(file: Path) -> bool:
+    stem = file.stem.lower()
+    return (
+        not file.name.startswith(".")
+        and file.suffix.lower() in DATA_SUFFIXES
+        and not stem.startswith(_NOT_DATA)
+        and file.name not in ("card.json", "probes.jsonl")  # a persona's folder: who it is, and what it is asked
+    )
+
+
+def _joined(readings: Sequence[tuple[Path, Reading]], notes: Sequence[str]) -> Reading:
+    results = [(file, reading.result) for file, reading in readings]
+    joined = ReadResult(
+        conversations=tuple(conversation for _, result in results for conversation in result.conversations),
+        others=tuple(text for _, result in results for text in result.others),
+        skipped=tuple((row, f"{file.name}: {reason}") for file, result in results for row, reason in result.skipped),
+        warnings=(*(f"{file.name}: {text}" for file, result in results for text in result.warnings), *notes),
+    )
+    formats = dict.fromkeys(reading.format for _, reading in readings)
+    return Reading(joined, "+".join(formats), "; ".join(f"{file.name}: {reading.why}" for file, reading in readings))
+
+
+def _nothing_usable(path: Path, reading: Reading, persona: Persona) -> BadInput:
+    result = reading.result
+    reasons = Counter(reason for _, reason in result.skipped).most_common(3)
+    told = "; ".join(f"{count} x {reason}" for reason, count in reasons)
+    parts = [f"{path} has no usable conversation (read as {reading.why})."]
+    if told:
+        parts.append(f"Skipped rows: {told}.")
+    if result.others:
+        parts.append(f"It has {len(result.others)} lines of other speakers, but none of {persona.name}.")
+    parts += result.warnings[:2]
+    return BadInput(
+        " ".join(parts), "Check the format, or name the columns: --map user=QUESTION_COLUMN,assistant=ANSWER_COLUMN."
+    )

@@ -1,0 +1,214 @@
+"""Character cards in and out: V1, V2 and V3, from JSON and PNG, normalised to the V3 shape with every key kept.
+
+It does not interpret the card (prompt.py does) nor the lorebook. Sources: the character card specifications V2
+(malfoyslastname/character-card-spec-v2) and V3 (kwaroran/character-card-spec-v3).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from persona_lab.datasets.toolkit import clean, decode, json_type, parse_json, read_bytes
+from persona_lab.errors import BadInput
+from persona_lab.personas.png import SIGNATURE, Chunk, read_chunks, text_of, write_chunks
+
+MAX_CARD_BYTES = 64 * 2**20
+MAX_PIXELS = 40_000_000
+MAX_NAME = 200
+_V1_FIELDS = ("name", "description", "personality", "scenario", "first_mes", "mes_example")
+_V3_LISTS = ("alternate_greetings", "tags", "group_only_greetings")
+_V3_TEXTS = (*_V1_FIELDS, "creator_notes", "system_prompt", "post_history_instructions", "creator", "character_version")
+_EXPECTED = (
+    'A card is {"spec": "chara_card_v3", "data": {"name": ..., "description": ...}}, or just {"name": ..., ...}.'
+)
+
+
+@dataclass(frozen=True)
+class CardFile:
+    """A card as read. `card` is a whole V3 object; `spec` what the file was: V1, V2 or V3."""
+
+    card: dict[str, Any]
+    avatar_png: bytes | None
+    spec: str
+    warnings: tuple[str, ...] = ()
+
+
+def read_card(path: Path) -> CardFile:
+    """Read a card from a PNG (its `ccv3` chunk, else `chara`) or a JSON file, whatever the file is called.
+
+    Raises:
+        BadInput: missing, empty, too large, cut off, damaged, no card inside, or a JSON of another shape.
+    """
+    data = read_bytes(path, MAX_CARD_BYTES)
+    if data.startswith(SIGNATURE[:4]):
+        return _read_png(data, str(path))
+    card, spec, notes = normalise(parse_json(decode(data, str(path)), str(path)), str(path))
+    return CardFile(card, None, spec, notes)
+
+
+def _read_png(data: bytes, name: str) -> CardFile:
+    chunks = read_chunks(data, name)
+    found = {chunk.keyword: chunk for chunk in chunks if chunk.keyword in ("ccv3", "chara")}
+    if not found:
+        raise BadInput(
+            f"{name} is a PNG image without a character card in it.",
+            "Choose the original file: pictures that were edited, or saved from some sites, lose the card.",
+        )
+    avatar = write_chunks(chunks, {"ccv3": b"", "chara": b""})
+    check_avatar(avatar, name)
+    notes: list[str] = []
+    failure: BadInput | None = None
+    for keyword in ("ccv3", "chara"):
+        if keyword not in found:
+            continue
+        try:
+            card, spec, more = normalise(_embedded(found[keyword], name), name)
+            return CardFile(card, avatar, spec, (*notes, *more))
+        except BadInput as error:  # the other chunk may still be whole
+            failure = failure or error
+            notes.append(f"The {keyword!r} chunk could not be used: {error.message}")
+    assert failure is not None
+    raise failure
+
+
+def _embedded(chunk: Chunk, name: str) -> Any:
+    try:
+        raw = base64.b64decode(b"".join(text_of(chunk, name).split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadInput(
+            f"{name}: its {chunk.keyword!r} chunk is not base64 ({error}).", "Export the card again."
+        ) from error
+    inside = f"The card in {name}"
+    if not raw:
+        raise BadInput(f"{inside} is empty.", "Export the card again.")
+    return parse_json(decode(raw, inside), inside)
+
+
+def normalise(raw: Any, name: str) -> tuple[dict[str, Any], str, tuple[str, ...]]:
+    """Any card object as a V3 one.
+
+    Root-level V1 fields fill what `data` lacks; unknown keys of the root and of `data` are kept where they are.
+
+    Args:
+        name: what errors call the file.
+
+    Returns:
+        the V3 object, what it was (V1, V2 or V3), and warnings for people.
+
+    Raises:
+        BadInput: not a card; says what was found and what is expected.
+    """
+    if not isinstance(raw, dict):
+        raise BadInput(f"{name} holds a JSON {json_type(raw)}, not a character card.", _EXPECTED)
+    spec = _spec_of(raw)
+    inner = raw.get("data")
+    if inner is not None and not isinstance(inner, dict):
+        raise BadInput(f"{name}: `data` is a JSON {json_type(inner)}, but an object is expected.", _EXPECTED)
+    data = dict(inner or {})
+    root = {key: value for key, value in raw.items() if key not in ("spec", "spec_version", "data")}
+    if inner is None:
+        data, root = root, {}
+    else:
+        for key in _V1_FIELDS:  # V1 fields beside V2 data: kept, and used where data has none
+            if root.get(key) and not data.get(key):
+                data[key] = root[key]
+    notes = _repair(data, name)
+    return {**root, "spec": "chara_card_v3", "spec_version": "3.0", "data": data}, spec, tuple(notes)
+
+
+def _spec_of(raw: Mapping[str, Any]) -> str:
+    spec = str(raw.get("spec", ""))
+    if spec == "chara_card_v3":
+        return "V3"
+    return "V2" if spec or isinstance(raw.get("data"), dict) else "V1"
+
+
+def _repair(data: dict[str, Any], name: str) -> list[str]:
+    """Check types and fill in the fields V3 requires; changes `data`."""
+    notes: list[str] = []
+    if not isinstance(data.get("name"), str) or not clean(data["name"]):
+        found = ", ".join(sorted(map(str, data))[:12]) or "no fields"
+        what = (
+            "has no name"
+            if "name" not in data or not data["name"]
+            else f"has a name that is a {json_type(data['name'])}"
+        )
+        raise BadInput(f"{name} {what}, so it is no usable character card (found: {found}).", _EXPECTED)
+    data["name"] = clean(data["name"])
+    if len(data["name"]) > MAX_NAME:
+        raise BadInput(
+            f"{name}: the name has {len(data['name'])} characters; at most {MAX_NAME} are allowed.", "Shorten it."
+        )
+    for key in _V3_TEXTS:
+        value = data.setdefault(key, "")
+        if value is None:
+            data[key] = ""
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            data[key] = str(value)
+        elif not isinstance(value, str):
+            raise BadInput(f"{name}: `{key}` is a JSON {json_type(value)}, but text is expected.", _EXPECTED)
+    for key in _V3_LISTS:
+        value = data.setdefault(key, [])
+        if not isinstance(value, list):
+            data[key] = [part.strip() for part in value.split(",")] if isinstance(value, str) and value.strip() else []
+            notes.append(f"`{key}` was not a list and was made one.")
+    if not isinstance(data.setdefault("extensions", {}), dict):
+        raise BadInput(f"{name}: `extensions` is a JSON {json_type(data['extensions'])}, not an object.", _EXPECTED)
+    return notes
+
+
+def check_avatar(png: bytes, name: str) -> tuple[int, int]:
+    """Width and height in pixels of a PNG that really decodes.
+
+    Raises:
+        BadInput: it is no PNG, it is damaged, or it has more than 40 million pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise BadInput(f"{name} has {width} x {height} pixels, too many.", "Make the picture smaller.")
+                image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadInput(
+            f"{name} is not a PNG image that can be shown: {error}.", "Save the picture as PNG again."
+        ) from error
+    return width, height
+
+
+def card_to_json(card: Mapping[str, Any]) -> str:
+    """The card as a JSON document, readable, ending in a line end."""
+    return json.dumps(card, ensure_ascii=False, indent=2) + "\n"
+
+
+def card_to_png(card: Mapping[str, Any], avatar_png: bytes | None) -> bytes:
+    """A PNG with the card as V3 (`ccv3`) and V2 (`chara`, for other programs); stale ones are removed.
+
+    Args:
+        avatar_png: the picture; without one, a plain 400 x 600 one is made.
+    """
+    picture = avatar_png if avatar_png is not None else _plain_picture()
+    second = {**card, "spec": "chara_card_v2", "spec_version": "2.0"}
+    texts = {
+        keyword: base64.b64encode(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+        for keyword, value in (("ccv3", card), ("chara", second))
+    }
+    return write_chunks(read_chunks(picture, "The avatar"), texts)
+
+
+def _plain_picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (400, 600), (72, 76, 92)).save(buffer, "PNG")
+    return buffer.getvalue()
