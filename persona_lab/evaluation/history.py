@@ -1,0 +1,96 @@
+"""What a variant's training run left behind: loss curves, costs and the command that repeats it. Only reads."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from persona_lab.events import Done, Step, Validation, read_events
+from persona_lab.home import Home
+from persona_lab.types import Job, Variant
+
+
+@dataclass(frozen=True)
+class History:
+    """Losses in nats a token over optimizer steps counted through all stages; `result` is the run's own summary."""
+
+    train: list[tuple[int, float]] = field(default_factory=list)
+    validation: list[tuple[int, float]] = field(default_factory=list)
+    result: dict[str, Any] = field(default_factory=dict)
+
+    def cost(self, variant: Variant) -> dict[str, Any]:
+        """Trainable parameters, seconds, peak memory and artifact bytes; None for what was not recorded."""
+        seconds = self.result.get("seconds") or {}
+        free = variant.kind in ("base", "prompt")
+        return {
+            "variant": variant.id,
+            "trainable_parameters": self.result.get("trainable_parameters", 0 if free else None),
+            "seconds": seconds.get("total") if isinstance(seconds, dict) else None,
+            "peak_memory_bytes": self.result.get("peak_memory_bytes"),
+            "artifact_bytes": self.result.get("artifact_bytes", variant.bytes or (0 if free else None)),
+        }
+
+
+def history_of(variant: Variant, home: Home) -> History:
+    """Read a variant's run; empty where there is none (the base, or a run that was deleted)."""
+    if not variant.run:
+        return History()
+    events, _ = read_events(home.run(variant.run) / "events.jsonl")
+    train: dict[tuple[str, int], float] = {}  # a resumed run repeats steps: the last word counts
+    validation: dict[tuple[str, int], float] = {}
+    result: dict[str, Any] = {}
+    for event in events:
+        if isinstance(event, Step) and event.loss is not None:
+            train[event.stage, event.step] = event.loss
+        elif isinstance(event, Validation):
+            validation[event.stage, event.step] = event.loss
+        elif isinstance(event, Done):
+            result = event.result
+    offsets = _stage_offsets([*train, *validation])
+    return History(_line(train, offsets), _line(validation, offsets), result)
+
+
+def repeat_command(variant: Variant, home: Home) -> str:
+    """The command line that trains this variant again; empty for the base."""
+    if variant.kind == "base":
+        return ""
+    parts = ["persona-lab", "train", "--persona", variant.persona, "--strategy", variant.strategy]
+    parts += ["--base", variant.base, "--seed", str(variant.seed), "--name", variant.name]
+    job = job_of(variant, home)
+    if job is not None:
+        settings = (
+            f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in job.config.items()
+        )
+        parts += [part for setting in settings for part in ("--set", setting)]
+    return shlex.join(parts)
+
+
+def job_of(variant: Variant, home: Home) -> Job | None:
+    """The job that made a variant, or None where its run is gone or unreadable."""
+    path = home.run(variant.run) / "job.json"
+    if not variant.run or not path.is_file():
+        return None
+    try:
+        return Job.model_validate_json(path.read_bytes())
+    except (ValidationError, OSError):
+        return None
+
+
+def _stage_offsets(keys: list[tuple[str, int]]) -> dict[str, int]:
+    """Where each stage begins when stages are laid end to end, in the order they were first seen."""
+    lengths: dict[str, int] = {}
+    for stage, step in keys:
+        lengths[stage] = max(lengths.get(stage, 0), step)
+    offsets, start = {}, 0
+    for stage, length in lengths.items():
+        offsets[stage] = start
+        start += length
+    return offsets
+
+
+def _line(points: dict[tuple[str, int], float], offsets: dict[str, int]) -> list[tuple[int, float]]:
+    return sorted((offsets[stage] + step, loss) for (stage, step), loss in points.items())

@@ -1,0 +1,236 @@
+"""Turns held-out conversations, facts and adversarial prompts into probes. Scores nothing; needs no torch.
+
+A reply probe pairs the character's true next line with a line of another speaker of nearly the same length, because
+length alone tells speakers apart.
+"""
+
+from __future__ import annotations
+
+import bisect
+import random
+import re
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+from persona_lab.errors import BadInput
+from persona_lab.personas.store import adversarial_prompts
+from persona_lab.types import AdversarialPrompt, Conversation, Dataset, Message, Persona, Probe, Split
+
+_T = TypeVar("_T")
+MIN_WORDS = 4
+"""Shorter replies ("Yes.") say nothing about a voice."""
+MAX_REPLIES = 80
+QUICK_REPLIES = 24
+QUICK_ADVERSARIAL = 16
+
+
+def build_probes(persona: Persona, dataset: Dataset | None, seed: int = 0) -> list[Probe]:
+    """Every probe of a persona: replies of the test split, facts, adversarial prompts; the same ones for a seed.
+
+    Raises:
+        BadInput: a test conversation is also in the train split (the rows are named).
+    """
+    probes: list[Probe] = []
+    if dataset is not None:
+        check_leaks(dataset, dataset)
+        probes += reply_probes(dataset, seed)
+    return probes + fact_probes(persona) + adversarial_probes(adversarial_prompts())
+
+
+def normalised(text: str) -> str:
+    """Letters and digits only, lower case, single spaces: what two copies of a line have in common."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def check_leaks(held_out: Dataset, trained: Dataset) -> None:
+    """Refuse to probe with conversations that were trained on.
+
+    Args:
+        held_out: its test split is what will be probed.
+        trained: its train split is what a variant saw (another version of the data, or the same one).
+
+    Raises:
+        BadInput: naming the rows.
+    """
+    seen = {_fingerprint(c): c for c in trained.of("train")}
+    leaks = [(c, seen[_fingerprint(c)]) for c in held_out.of("test") if _fingerprint(c) in seen]
+    if leaks:
+        rows = "; ".join(f"test {_row(a)} = train {_row(b)}" for a, b in leaks[:5])
+        more = f" and {len(leaks) - 5} more" if len(leaks) > 5 else ""
+        raise BadInput(
+            f"{len(leaks)} test conversations of {held_out.name!r} were trained on ({rows}{more}).",
+            "A score on them would flatter the variant: import the data again, so that copies fall into one split.",
+        )
+
+
+def reply_probes(dataset: Dataset, seed: int = 0) -> list[Probe]:
+    """One probe for each assistant turn of the test split with at least four words and a turn before it."""
+    found = [
+        Probe(
+            id=f"{conversation.id}:{turn}",
+            kind="reply",
+            cluster=conversation.group or conversation.id,
+            messages=_spoken(conversation.messages[:turn]),
+            reply=message.content,
+        )
+        for conversation in dataset.of("test")
+        for turn, message in enumerate(conversation.messages)
+        if message.role == "assistant"
+        and len(message.content.split()) >= MIN_WORDS
+        and _spoken(conversation.messages[:turn])
+    ]
+    lines = other_lines(dataset, at_least=len(found))
+    return _with_others(found, lines, seed)
+
+
+def fact_probes(persona: Persona) -> list[Probe]:
+    """Each fact's question and its paraphrases; the paraphrases of one fact are one cluster."""
+    return [
+        Probe(
+            id=f"{fact.id}:{index}",
+            kind="fact",
+            cluster=fact.id,
+            messages=(Message(role="user", content=question),),
+            reply=fact.answer,
+            fact=fact,
+        )
+        for fact in persona.facts
+        for index, question in enumerate((fact.question, *fact.paraphrases))
+    ]
+
+
+def adversarial_probes(prompts: Iterable[AdversarialPrompt]) -> list[Probe]:
+    """One probe for each prompt that tries to make a character break."""
+    return [
+        Probe(
+            id=p.id,
+            kind="adversarial",
+            cluster=p.id,
+            messages=(Message(role="user", content=p.prompt),),
+            attack=p.attack,
+        )
+        for p in prompts
+    ]
+
+
+def other_lines(dataset: Dataset, at_least: int, splits: Sequence[Split] = ("test", "validation")) -> list[str]:
+    """Lines of other speakers, without duplicates and without anything the character says.
+
+    The dataset's own `others` come first; where they are fewer than `at_least`, the user's turns of `splits` are added:
+    the user is another speaker of the same data. For probes that must be held-out turns.
+    """
+    taken = {normalised(m.content) for c in dataset.conversations for m in c.messages if m.role == "assistant"}
+    lines: list[str] = []
+
+    def add(texts: Iterable[str]) -> None:
+        for text in texts:
+            key = normalised(text)
+            if key and key not in taken:
+                taken.add(key)
+                lines.append(text.strip())
+
+    add(dataset.others)
+    if len(lines) < at_least:
+        add(m.content for s in splits for c in dataset.of(s) for m in c.messages if m.role == "user")
+    return lines
+
+
+def sample_probes(probes: Sequence[Probe], quick: bool, seed: int = 0) -> list[Probe]:
+    """A share small enough for an evaluation: at most 80 reply probes (quick: 24, and 16 adversarial prompts).
+
+    Clusters are visited in turn, so that a few probes still come from many conversations and kinds of attack.
+    """
+    replies = [p for p in probes if p.kind == "reply"]
+    attacks = [p for p in probes if p.kind == "adversarial"]
+    kept = {p.id for p in spread(replies, [p.cluster for p in replies], QUICK_REPLIES if quick else MAX_REPLIES, seed)}
+    if quick:
+        kept |= {p.id for p in spread(attacks, [p.attack for p in attacks], QUICK_ADVERSARIAL, seed)}
+    else:
+        kept |= {p.id for p in attacks}
+    return [p for p in probes if p.kind == "fact" or p.id in kept]
+
+
+def spread(items: Sequence[_T], groups: Sequence[str], count: int, seed: int = 0) -> list[_T]:
+    """At most `count` of the items, taken one from each group in turn, in an order that the seed decides."""
+    rng = random.Random(seed)
+    by_group: dict[str, list[_T]] = {}
+    for item, group in zip(items, groups, strict=True):
+        by_group.setdefault(group, []).append(item)
+    queues = list(by_group.values())
+    rng.shuffle(queues)
+    chosen: list[_T] = []
+    depth = 0
+    while len(chosen) < min(count, len(items)):
+        chosen += [queue[depth] for queue in queues if depth < len(queue)][: count - len(chosen)]
+        depth += 1
+    return chosen
+
+
+def match_lengths(texts: Sequence[str], pool: Sequence[str], seed: int = 0) -> list[str | None]:
+    """For each text the line of `pool` nearest to it in UTF-8 bytes; no line twice while unused ones remain.
+
+    The longest texts choose first, since long lines are rare. None only where the pool is empty.
+    """
+    matcher = _LengthPool(pool, seed)
+    matched: list[str | None] = [None] * len(texts)
+    for index in sorted(range(len(texts)), key=lambda i: (-_size(texts[i]), i)):
+        matched[index] = matcher.take(_size(texts[index]), frozenset())
+    return matched
+
+
+def _with_others(probes: list[Probe], lines: Sequence[str], seed: int) -> list[Probe]:
+    matcher = _LengthPool(lines, seed)
+    others: dict[str, str] = {}
+    for probe in sorted(probes, key=lambda p: (-_size(p.reply), p.id)):
+        # A line that stands in the probe's own context would be easy to repeat: not a fair "other".
+        context = frozenset(normalised(m.content) for m in probe.messages)
+        others[probe.id] = matcher.take(_size(probe.reply), context) or ""
+    return [p.model_copy(update={"other": others[p.id]}) for p in probes]
+
+
+class _LengthPool:
+    """Lines sorted by length (ties in an order the seed decides); a taken line goes to the back of the queue."""
+
+    def __init__(self, lines: Sequence[str], seed: int) -> None:
+        shuffled = list(lines)
+        random.Random(seed).shuffle(shuffled)
+        self._all = sorted(((_size(line), line) for line in shuffled), key=lambda pair: pair[0])
+        self._unused = list(self._all)
+
+    def take(self, size: int, excluded: frozenset[str]) -> str | None:
+        """The nearest line that is not in `excluded` (normalised texts); None if there is none at all."""
+        index = self._nearest(size, excluded)
+        if index is None and len(self._unused) < len(self._all):
+            self._unused = list(self._all)
+            index = self._nearest(size, excluded)
+        return None if index is None else self._unused.pop(index)[1]
+
+    def _nearest(self, size: int, excluded: frozenset[str]) -> int | None:
+        right = bisect.bisect_left(self._unused, size, key=lambda pair: pair[0])
+        left = right - 1
+        while left >= 0 or right < len(self._unused):
+            take_left = right >= len(self._unused) or (
+                left >= 0 and size - self._unused[left][0] < self._unused[right][0] - size
+            )
+            index = left if take_left else right
+            if normalised(self._unused[index][1]) not in excluded:
+                return index
+            left, right = (left - 1, right) if take_left else (left, right + 1)
+        return None
+
+
+def _size(text: str) -> int:
+    return len(text.encode())
+
+
+def _spoken(messages: Iterable[Message]) -> tuple[Message, ...]:
+    """Without system messages: a variant brings its own."""
+    return tuple(m for m in messages if m.role != "system")
+
+
+def _fingerprint(conversation: Conversation) -> str:
+    return "\n".join(f"{m.role}: {normalised(m.content)}" for m in _spoken(conversation.messages))
+
+
+def _row(conversation: Conversation) -> str:
+    return conversation.source or conversation.id

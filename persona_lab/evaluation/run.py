@@ -1,0 +1,173 @@
+"""Runs an evaluation in the worker: probes, evaluators, comparisons, and the report if it is asked for.
+
+An evaluator is a plugin: if it fails, that is reported and the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from persona_lab.api import Evaluator, Reporter
+from persona_lab.datasets.store import load_dataset
+from persona_lab.errors import BadInput, Cancelled, DiskFull, OutOfMemory, PluginFailed
+from persona_lab.evaluation.compare import compare_all
+from persona_lab.evaluation.context import Models, VariantContext
+from persona_lab.evaluation.history import job_of
+from persona_lab.evaluation.probes import build_probes, check_leaks, sample_probes, spread
+from persona_lab.evaluation.report import Evaluated, write_report
+from persona_lab.home import Home, write_atomic
+from persona_lab.models.machine import worker_machine
+from persona_lab.types import Dataset, Job, Metric, Persona, Probe, Sampling, Variant
+
+SAMPLES = 6
+"""Reply probes whose replies the report shows side by side."""
+
+
+@dataclass
+class _Scores:
+    metrics: dict[str, list[Metric]] = field(default_factory=dict)
+    failed: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    details: list[PluginFailed] = field(default_factory=list)
+
+
+def run(job: Job, reporter: Reporter, plugins: Any) -> dict[str, Any]:
+    """Evaluate `job.variants` on the same probes and compare them in pairs.
+
+    Args:
+        job: all variants belong to `job.persona`; `job.dataset` is the path of the data to probe with.
+        plugins: gives evaluators: `get(kind, id)` and `all(kind)`.
+
+    Returns:
+        {"variants": [{"variant", "metrics": [...], "failed": [...]}], "comparisons": [...], "report": {...} if asked}.
+
+    Raises:
+        BadInput: no variants, variants of several personas, or probes that a variant was trained on.
+        PluginFailed: every evaluator failed. Cancelled, OutOfMemory, DiskFull
+    """
+    home = Home.resolve(job.home)
+    persona, dataset = _subject(job)
+    reporter.phase("Collecting probes", None)
+    evaluators = [plugins.get("evaluator", name) for name in job.evaluators] or list(plugins.all("evaluator"))
+    probes = sample_probes(build_probes(persona, dataset), job.quick)
+    _check_training_data(job, dataset, home, reporter)
+    machine = worker_machine(home.root)
+    models = Models(home, machine, reporter)
+    contexts = {
+        v.id: VariantContext(models, reporter, v, persona, dataset, machine, job.seed, job.quick) for v in job.variants
+    }
+    scores = _score_all(job.variants, evaluators, probes, contexts, reporter)
+    comparisons = compare_all(job.variants, scores.metrics, job.seed)
+    result: dict[str, Any] = {
+        "variants": [_entry(v, scores, items=False) for v in job.variants],
+        "comparisons": [c.model_dump(mode="json") for c in comparisons],
+    }
+    whole = {**result, "variants": [_entry(v, scores, items=True) for v in job.variants]}
+    write_atomic(home.run(job.id) / "metrics.json", json.dumps(whole, ensure_ascii=False))
+    if job.report:
+        samples = _samples(job, probes, contexts, reporter)
+        folder = Path(job.out) if job.out else home.report(job.id)
+        evaluated = Evaluated(
+            job, persona, machine, home, job.variants, scores.metrics, scores.failed, comparisons, probes, samples
+        )
+        result["report"] = write_report(evaluated, folder)
+    return result
+
+
+def _subject(job: Job) -> tuple[Persona, Dataset | None]:
+    if job.persona is None or not job.variants:
+        raise BadInput("There is nothing to evaluate.", "Name at least one variant.")
+    strangers = sorted({v.persona for v in job.variants} - {job.persona.id})
+    if strangers:
+        raise BadInput(
+            f"These variants play different characters: {', '.join([job.persona.id, *strangers])}.",
+            "Compare variants of one persona: scores on different characters' lines do not compare.",
+        )
+    if len({v.id for v in job.variants}) < len(job.variants):
+        raise BadInput("A variant is named twice.", "Name each variant once.")
+    return job.persona, load_dataset(Path(job.dataset)) if job.dataset else None
+
+
+def _check_training_data(job: Job, dataset: Dataset | None, home: Home, reporter: Reporter) -> None:
+    """A variant made with another version of the data may have been trained on today's probes: look."""
+    if dataset is None:
+        reporter.log("There is no dataset: only prompts that need none are asked.", "warning")
+        return
+    for variant in job.variants:
+        if variant.kind == "base" or not variant.dataset or variant.dataset == dataset.id:
+            continue
+        made_by = job_of(variant, home)
+        if made_by is not None and made_by.dataset and Path(made_by.dataset).is_file():
+            check_leaks(dataset, load_dataset(Path(made_by.dataset)))
+        else:
+            reporter.log(
+                f"{variant.name} was made with the data {variant.dataset!r}, which is gone: whether it saw today's "
+                "probes in training cannot be checked.",
+                "warning",
+            )
+
+
+def _score_all(
+    variants: Sequence[Variant],
+    evaluators: Sequence[Evaluator],
+    probes: Sequence[Probe],
+    contexts: dict[str, VariantContext],
+    reporter: Reporter,
+) -> _Scores:
+    scores = _Scores()
+    for variant in variants:
+        for evaluator in evaluators:
+            try:
+                metrics = _score(evaluator, variant, probes, contexts[variant.id])
+            except PluginFailed as failure:
+                reporter.log(failure.message, "error")
+                scores.failed.setdefault(variant.id, []).append({"evaluator": evaluator.id, "message": failure.message})
+                scores.details.append(failure)
+            else:
+                scores.metrics.setdefault(variant.id, []).extend(metrics)
+    if scores.details and not any(scores.metrics.values()):
+        raise scores.details[0]
+    return scores
+
+
+def _score(evaluator: Evaluator, variant: Variant, probes: Sequence[Probe], context: VariantContext) -> list[Metric]:
+    try:
+        return [Metric.model_validate(metric) for metric in evaluator.score(variant, probes, context)]
+    except (Cancelled, OutOfMemory, DiskFull, MemoryError):
+        raise
+    except Exception as error:  # the plugin border: whatever an evaluator raises is its own failure, not the run's
+        if type(error).__name__ == "OutOfMemoryError":  # torch's; the worker names it and says what would fit
+            raise
+        message = f"The evaluator {evaluator.id!r} failed on {variant.name!r}: {type(error).__name__}: {error}"
+        raise PluginFailed(
+            message, "The other evaluators are not affected.", plugin=evaluator.id, details=traceback.format_exc()
+        ) from error
+
+
+def _entry(variant: Variant, scores: _Scores, items: bool) -> dict[str, Any]:
+    left_out = None if items else {"items"}
+    entry: dict[str, Any] = {
+        "variant": variant.id,
+        "metrics": [m.model_dump(mode="json", exclude=left_out) for m in scores.metrics.get(variant.id, [])],
+    }
+    if variant.id in scores.failed:
+        entry["failed"] = scores.failed[variant.id]
+    return entry
+
+
+def _samples(
+    job: Job, probes: Sequence[Probe], contexts: dict[str, VariantContext], reporter: Reporter
+) -> list[tuple[Probe, dict[str, str]]]:
+    """What each variant answers to a few held-out prompts, with the seed that the chat would use."""
+    replies = [p for p in probes if p.kind == "reply"] or [p for p in probes if p.kind == "adversarial"]
+    chosen = spread(replies, [p.cluster for p in replies], SAMPLES, job.seed)
+    reporter.phase("Writing sample replies", len(job.variants))
+    written = {
+        v.id: contexts[v.id].generate(v, [p.messages for p in chosen], Sampling(seed=job.seed, max_new_tokens=80))
+        for v in job.variants
+    }
+    return [(probe, {v: texts[i] for v, texts in written.items()}) for i, probe in enumerate(chosen)]
