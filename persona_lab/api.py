@@ -128,7 +128,7 @@ class Reporter(Protocol):
 
 
 class TrainContext(Reporter, Protocol):
-    """What a strategy gets, in the worker. Model objects are torch modules, typed Any so that importing costs nothing."""
+    """What a strategy gets, in the worker. Models are torch modules, typed Any so that importing costs nothing."""
 
     persona: Persona
     dataset: Dataset

@@ -6,8 +6,6 @@ its backup loses nothing, and a run that finished while no page was there still 
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,8 @@ from persona_lab.errors import BadInput, UnknownName
 from persona_lab.home import Home, disk_errors, write_atomic
 from persona_lab.jobs import view as view_run
 from persona_lab.library import Library, Row, Table
+from persona_lab.outcomes import report_of, variant_of
+from persona_lab.trash import Trash
 from persona_lab.types import (
     Artifact,
     BaseModelInfo,
@@ -41,6 +41,7 @@ class Catalog:
     def __init__(self, home: Home, library: Library) -> None:
         self.home = home
         self.library = library
+        self.trash = Trash(home, library)
 
     # --- personas --------------------------------------------------------------------------------
 
@@ -192,9 +193,11 @@ class Catalog:
         """
         if not self.has_persona(persona_id):
             raise UnknownName("persona", persona_id, [row["id"] for row in self.library.all("personas")])
-        rows: list[tuple[str, Row | None]] = [("datasets", row) for row in self.library.all("datasets") if row["persona"] == persona_id]
+        rows: list[tuple[str, Row | None]] = [
+            ("datasets", row) for row in self.library.all("datasets") if row["persona"] == persona_id
+        ]
         rows.append(("personas", self.library.get("personas", persona_id)))
-        self._put_aside(self.home.persona(persona_id), persona_id, rows)
+        self.trash.put_aside(self.home.persona(persona_id), persona_id, rows)
 
     def delete_variant(self, variant_id: str) -> None:
         """Put a variant aside.
@@ -206,43 +209,7 @@ class Catalog:
         if found is None:
             raise UnknownName("variant", variant_id, [variant.id for variant in self.variants()])
         row = self.library.get("variants", found.id)
-        self._put_aside(self.home.variant(found.id), found.id, [("variants", row)])
-
-    def _put_aside(self, folder: Path, row_id: str, rows: Sequence[tuple[str, Row | None]]) -> None:
-        """Move to the trash, which keeps one thing: what was deleted last."""
-        trash = self.home.root / "trash"
-        shutil.rmtree(trash, ignore_errors=True)
-        trash.mkdir()
-        note = {"id": row_id, "folder": str(folder), "rows": [[table, row] for table, row in rows]}
-        write_atomic(trash / "note.json", json.dumps(note))
-        if folder.exists():
-            folder.rename(trash / "files")
-        for table, row in rows:
-            if row is not None:
-                self.library.remove(table, row["id"])  # type: ignore[arg-type]
-
-    def undo_delete(self) -> str:
-        """Bring back what was deleted last.
-
-        Raises:
-            BadInput: nothing was deleted, or its place is taken.
-        """
-        trash = self.home.root / "trash"
-        if not (trash / "note.json").exists():
-            raise BadInput("There is nothing to bring back.")
-        note = json.loads((trash / "note.json").read_text())
-        folder = Path(note["folder"])
-        if folder.exists():
-            raise BadInput(
-                f"{note['id']!r} exists again, so the deleted one was not brought back.", "Delete that one first."
-            )
-        if (trash / "files").exists():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            (trash / "files").rename(folder)
-        for table, row in note["rows"]:
-            self.library.put(table, row)
-        shutil.rmtree(trash)
-        return str(note["id"])
+        self.trash.put_aside(self.home.variant(found.id), found.id, [("variants", row)])
 
     # --- datasets --------------------------------------------------------------------------------
 
@@ -379,7 +346,7 @@ class Catalog:
             folder.mkdir(parents=True, exist_ok=True)
             if made is not None and made.exists():
                 made.rename(folder / "weights")
-        variant = _variant_of(run, artifact, folder)
+        variant = variant_of(run, artifact, folder)
         write_atomic(folder / "variant.json", variant.model_dump_json(indent=1))
         self._index_variant(variant)
         row = self.library.get("runs", run.id) or {
@@ -406,7 +373,7 @@ class Catalog:
             except ValueError:
                 continue
             if run.kind == "evaluate" and run.status == "done" and persona_id in (None, run.persona):
-                found.append(_report(run))
+                found.append(report_of(run))
         return sorted(found, key=lambda report: report.created, reverse=True)
 
     # --- recovery --------------------------------------------------------------------------------
@@ -454,38 +421,3 @@ class Catalog:
 
 def _text(conversation: Any) -> tuple[tuple[str, str], ...]:
     return tuple((m.role, " ".join(m.content.lower().split())) for m in conversation.messages)
-
-
-def _variant_of(run: RunView, artifact: Artifact, folder: Path) -> Variant:
-    return Variant(
-        id=run.id,
-        name=run.name,
-        persona=run.persona,
-        base=run.base,
-        strategy=run.strategy,
-        run=run.id,
-        kind=artifact.kind,
-        path=str(folder / "weights") if artifact.path else "",
-        system=run.result.get("system", ""),
-        examples=artifact.examples,
-        quantization=artifact.quantization,
-        fingerprint=run.result.get("fingerprint", ""),
-        dataset=run.dataset,
-        seed=run.seed,
-        created=run.finished or now(),
-        bytes=int(run.result.get("artifact_bytes", 0)),
-    )
-
-
-def _report(run: RunView) -> ReportView:
-    files = run.result.get("report") or {}
-    return ReportView(
-        id=run.id,
-        name=run.name,
-        persona=run.persona,
-        created=run.finished or run.created,
-        variants=tuple(entry["variant"] for entry in run.result.get("variants", ())),
-        html=files.get("html", ""),
-        markdown=files.get("markdown", ""),
-        data=files.get("json", str(Path(run.directory) / "metrics.json")),
-    )

@@ -6,7 +6,6 @@ What it does not do: know formats, train, score or draw.
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -156,7 +155,7 @@ class Engine:
         Raises:
             BadInput: there is nothing to bring back.
         """
-        return self.catalog.undo_delete()
+        return self.catalog.trash.bring_back()
 
     def export_persona(self, persona_id: str, format: str, out: str | Path) -> Path:
         """Write the card as `png` or `json`; gives the file."""
@@ -520,7 +519,3 @@ class Engine:
         """Stop the replies being written; what was said stays."""
         if self._chat is not None:
             self._chat.cancel()
-
-    def disk_free(self) -> int:
-        """Bytes free where the home is."""
-        return shutil.disk_usage(self.home.root).free

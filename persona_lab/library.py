@@ -116,7 +116,7 @@ class Library:
         version = int(meta.get("schema", SCHEMA))
         if version > SCHEMA:
             raise BadInput(
-                f"The library {self.home.library} was written by a newer Persona Lab (schema {version}, ours is {SCHEMA}).",
+                f"The library {self.home.library} is of a newer Persona Lab (schema {version}, ours is {SCHEMA}).",
                 "Update Persona Lab, or use another folder with --home DIR.",
             )
         with suppress(OSError):  # a full disk must not stop the library from opening; nothing is changed by that
