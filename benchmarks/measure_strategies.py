@@ -102,10 +102,16 @@ def document(data: Path, dataset: dict[str, Any], trained: list[dict[str, Any]],
         loss, seconds = row["loss"], row["seconds"]
         after = "-" if loss["validation_after"] is None else f"{loss['validation_after']:.3f}"
         before = "-" if loss["validation_before"] is None else f"{loss['validation_before']:.3f}"
-        lines.append(
-            f"| {row['label']} | {row['wall']:.0f} | {seconds['train']:.0f} | {row['peak_memory_bytes'] / 2**30:.1f} GB | "
-            f"{row['trainable_parameters'] / 1e6:.1f} M | {row['artifact_bytes'] / 2**20:.0f} MB | {before} -> {after} |"
+        cells = (
+            row["label"],
+            f"{row['wall']:.0f}",
+            f"{seconds['train']:.0f}",
+            f"{row['peak_memory_bytes'] / 2**30:.1f} GB",
+            f"{row['trainable_parameters'] / 1e6:.1f} M",
+            f"{row['artifact_bytes'] / 2**20:.0f} MB",
+            f"{before} -> {after}",
         )
+        lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "## On held-out rows (95% intervals over conversations)", ""]
     lines += ["| variant | " + " | ".join(metric for _, metric in METRICS) + " |", "|---|" + "---|" * len(METRICS)]
     names = {row["variant"]: row["label"] for row in trained}
@@ -118,8 +124,8 @@ def document(data: Path, dataset: dict[str, Any], trained: list[dict[str, Any]],
             lines.append(f"- {comparison['verdict']}")
     lines += [
         "",
-        "The intervals cover the choice of held-out rows, not the noise of training seeds: a ranking of strategies needs",
-        "at least three seeds (`--seeds 3`).",
+        "The intervals cover the choice of held-out rows, not the noise of training seeds: to rank strategies takes at",
+        "least three seeds (`--seeds 3`).",
         "",
     ]
     text = "\n".join(lines)

@@ -193,9 +193,8 @@ class Catalog:
         """
         if not self.has_persona(persona_id):
             raise UnknownName("persona", persona_id, [row["id"] for row in self.library.all("personas")])
-        rows: list[tuple[str, Row | None]] = [
-            ("datasets", row) for row in self.library.all("datasets") if row["persona"] == persona_id
-        ]
+        datasets = [row for row in self.library.all("datasets") if row["persona"] == persona_id]
+        rows: list[tuple[str, Row | None]] = [("datasets", row) for row in datasets]
         rows.append(("personas", self.library.get("personas", persona_id)))
         self.trash.put_aside(self.home.persona(persona_id), persona_id, rows)
 

@@ -1,4 +1,4 @@
-"""The command line keeps its promises: JSON, exit codes, one-paragraph errors, and an intact library after bad input."""
+"""The command line keeps its promises: JSON, exit codes, one-paragraph errors, an intact library after bad input."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def test_what_cannot_work_is_refused_before_anything_starts(engine: Engine, tiny
         engine.train("tam", "slow", settings={"stepps": 3})
     with pytest.raises(UnknownName, match="tam"):
         engine.train("tom", "slow")
-    with pytest.raises(BadInput, match="cannot be resumed|no run"):
+    with pytest.raises(BadInput, match="cannot be resumed"):
         engine.resume(engine.wait(engine.train("tam", "slow", base=str(tiny_model), settings={"steps": 1})).id)
     assert len(engine.runs()) == 1
 
