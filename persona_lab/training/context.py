@@ -1,0 +1,272 @@
+"""What a strategy gets to work with (`api.TrainContext`): loading, fitting, scoring, generating and saving.
+
+It reports through the run's reporter and keeps count of seconds for the result; it decides nothing about training.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from persona_lab.api import TrainJob
+from persona_lab.datasets.rendering import ChatRenderer
+from persona_lab.errors import BadSetting
+from persona_lab.events import Checkpoint, Event, Sample, Validation
+from persona_lab.inference.decoding import generate
+from persona_lab.inference.loading import load_model
+from persona_lab.inference.prompting import messages_for
+from persona_lab.inference.scoring import loglikelihood
+from persona_lab.settings import validate_settings
+from persona_lab.training import randomness, saving
+from persona_lab.training.attention import cpu_attention
+from persona_lab.training.batches import shared_prefix
+from persona_lab.training.fit import Fit, Material, validation_loss
+from persona_lab.training.lora import relative_update
+from persona_lab.training.loss import LossPath, choose_path
+from persona_lab.training.memory import memory_errors
+from persona_lab.types import (
+    Artifact,
+    BaseModelInfo,
+    Conversation,
+    Dataset,
+    FitResult,
+    FitSettings,
+    LogLikelihood,
+    Machine,
+    Message,
+    Persona,
+    Rendered,
+    Sampling,
+    Variant,
+)
+
+MOST_VALIDATION = 60
+"""Conversations the validation loss is measured on at most: the first of the split."""
+SAMPLE_TOKENS = 24
+LESS_MEMORY = "Try a smaller batch_size, then a smaller max_tokens, then the strategy `lora`, which needs the least."
+
+
+@dataclass
+class Context:
+    """One run's `TrainContext`; see there for what each method promises.
+
+    `reporter` also has `emit(event)`; `max_tokens` cuts conversations wherever no settings are at hand.
+    """
+
+    reporter: Any
+    plugins: Any
+    persona: Persona
+    dataset: Dataset
+    base: BaseModelInfo
+    machine: Machine
+    seed: int
+    run_dir: Path
+    system: str
+    renderer: ChatRenderer
+    max_tokens: int = 1024
+    seconds: dict[str, float] = field(default_factory=lambda: {"load": 0.0, "train": 0.0, "save": 0.0})
+    quantization: str | None = None
+    _paths: WeakKeyDictionary[Any, LossPath] = field(default_factory=WeakKeyDictionary)
+
+    # --- reporting -----------------------------------------------------------------------------------
+
+    def phase(self, title: str, total: int | None = None) -> None:
+        self.reporter.phase(title, total)
+
+    def step(self, step: int, total: int, **values: float | str | None) -> None:
+        self.reporter.step(step, total, **values)
+
+    def log(self, message: str, level: str = "info") -> None:
+        self.reporter.log(message, level)
+
+    def _emit(self, event: Event) -> None:
+        emit = getattr(self.reporter, "emit", None)
+        if emit is not None:
+            emit(event)
+
+    # --- models --------------------------------------------------------------------------------------
+
+    def load_base(self, quantization: str | None = None, full_precision: bool = False) -> Any:
+        self.phase("Loading the base model")
+        started = time.perf_counter()
+        with memory_errors("Use a smaller base model, or close other programs."):
+            model = load_model(self.base, self.machine, quantization=quantization, full_precision=full_precision)
+        _keep_differentiable(model)
+        self.quantization = quantization
+        self.seconds["load"] += time.perf_counter() - started
+        return model
+
+    def fit(self, model: Any, settings: FitSettings, stage: str = "train") -> FitResult:
+        started = time.perf_counter()
+        material = self._material(settings, stage)
+        with memory_errors(LESS_MEMORY):
+            fit = Fit(model, settings, stage, material)
+            self.phase("Training" if stage == "train" else f"Training: {stage}", fit.total)
+            result = fit.run()
+        self._paths[model] = fit.path
+        self.seconds["train"] += time.perf_counter() - started
+        return result
+
+    def _material(self, settings: FitSettings, stage: str) -> Material:
+        def validated(step: int, loss: float, best: bool) -> None:
+            self._emit(Validation(step=step, loss=loss, stage=stage, best=best))
+
+        def saved(step: int, folder: Path) -> None:
+            self._emit(Checkpoint(step=step, path=str(folder), stage=stage))
+
+        def sampled(step: int, model: Any) -> None:
+            self._write_samples(model, step, stage, settings.samples)
+
+        return Material(
+            train=self._rendered(self.dataset.of("train"), settings.max_tokens),
+            validation=self._rendered(self.dataset.of("validation")[:MOST_VALIDATION], settings.max_tokens),
+            pad_id=self.renderer.pad_id,
+            device=self.machine.device,
+            bf16=self.machine.bf16,
+            seed=self.seed,
+            folder=self.run_dir / "checkpoints",
+            report=self.step,
+            say=self.log,
+            validated=validated,
+            sampled=sampled,
+            saved=saved,
+        )
+
+    def run_strategy(self, strategy: str, config: Mapping[str, Any], stage: str) -> tuple[Any, FitResult]:
+        part = self.plugins.get("strategy", strategy)
+        settings = validate_settings(part.Config, config, f"strategy {strategy!r}")
+        if not hasattr(part, "train_model"):
+            raise BadSetting(
+                f"The strategy {strategy!r} cannot be used inside another.", "Choose one with `train_model`."
+            )
+        model, result = part.train_model(TrainJob(settings=settings, stage=stage), self)
+        return model, result
+
+    # --- asking a model ------------------------------------------------------------------------------
+
+    def validation_loss(self, model: Any, examples: Sequence[Conversation] = (), limit: int = MOST_VALIDATION) -> float:
+        """Mean nats a supervised token over at most `limit` conversations of the validation split.
+
+        Args:
+            examples: in-context examples put before each conversation; they are not counted.
+
+        Returns:
+            nan where the split is empty.
+        """
+        rendered = self._rendered(self.dataset.of("validation")[:limit], self.max_tokens, examples)
+        if not rendered:
+            return float("nan")
+        device, pad_id = self.machine.device, self.renderer.pad_id
+        if model not in self._paths:
+            self._paths[model] = choose_path(model, rendered, pad_id, device, self.log)
+        path = self._paths[model]
+        prefix = shared_prefix(rendered) if path.uses_prefix() else ()
+        with cpu_attention(model, path.attention), memory_errors(LESS_MEMORY):
+            return validation_loss(model, rendered, prefix, path, pad_id, device)
+
+    def loglikelihood(self, model: Any, items: Sequence[tuple[Sequence[Message], str]]) -> list[LogLikelihood]:
+        model.eval()
+        return loglikelihood(model, self.renderer, items)
+
+    def generate(self, model: Any, prompts: Sequence[Sequence[Message]], sampling: Sampling) -> list[str]:
+        model.eval()
+        return [reply.text for reply in generate(model, self.renderer, prompts, sampling)]
+
+    def _write_samples(self, model: Any, step: int, stage: str, count: int) -> None:
+        openings = [c.messages[0].content for c in self.dataset.of("validation") if c.messages[0].role == "user"]
+        if not openings[:count]:
+            return
+        prompts = [self._messages([Message(role="user", content=text)]) for text in openings[:count]]
+        with randomness.untouched():
+            replies = self.generate(model, prompts, Sampling(seed=self.seed, max_new_tokens=SAMPLE_TOKENS))
+        for prompt, reply in zip(openings, replies, strict=False):
+            self._emit(Sample(step=step, prompt=prompt, reply=reply, stage=stage))
+
+    # --- data ----------------------------------------------------------------------------------------
+
+    def _messages(self, messages: Sequence[Message], examples: Sequence[Conversation] = ()) -> list[Message]:
+        """As chat and evaluation put them, so that training sees what use will see."""
+        variant = Variant(
+            id="training",
+            name="training",
+            persona=self.persona.id,
+            base=self.base.id,
+            strategy="",
+            kind="prompt" if examples else "base",
+            system=self.system,
+            examples=tuple(examples),
+        )
+        return messages_for(variant, messages)
+
+    def _rendered(
+        self, conversations: Sequence[Conversation], max_tokens: int, examples: Sequence[Conversation] = ()
+    ) -> list[Rendered]:
+        """The conversations as tokens; those in which nothing is left to predict are dropped."""
+        before = len(self.renderer.render(self._messages([], examples)).ids) if examples else 0
+        found = []
+        for conversation in conversations:
+            rendered = self.renderer.render(self._messages(conversation.messages, examples), max_tokens + before)
+            mask = (False,) * before + rendered.mask[before:]
+            if any(mask[1:]):
+                found.append(rendered.model_copy(update={"mask": mask}))
+        return found
+
+    # --- saving --------------------------------------------------------------------------------------
+
+    def save_adapter(self, model: Any, fit: FitResult, **details: Any) -> Artifact:
+        details.setdefault("relative_update", relative_update(model))
+        trained, total = _counts(model)
+        self._save(saving.write_adapter, model)
+        return Artifact(
+            kind="adapter",
+            path=str(self.run_dir / "artifact"),
+            quantization="nf4" if self.quantization == "nf4" else None,
+            trainable_parameters=trained,
+            total_parameters=self.base.parameters + trained if self.base.parameters else total,
+            fit=fit,
+            details=details,
+        )
+
+    def save_weights(self, model: Any, fit: FitResult, **details: Any) -> Artifact:
+        details.setdefault("relative_update", saving.relative_change(model, self.base))
+        trained, total = _counts(model)
+        self._save(saving.write_weights, model)
+        return Artifact(
+            kind="weights",
+            path=str(self.run_dir / "artifact"),
+            trainable_parameters=trained,
+            total_parameters=total,
+            fit=fit,
+            details=details,
+        )
+
+    def save_prompt(self, examples: Sequence[Conversation], **details: Any) -> Artifact:
+        total = self.base.parameters
+        return Artifact(kind="prompt", path="", examples=tuple(examples), total_parameters=total, details=details)
+
+    def _save(self, write: Any, model: Any) -> None:
+        self.phase("Saving")
+        started = time.perf_counter()
+        write(model, self.base, self.run_dir / "artifact")
+        self.seconds["save"] += time.perf_counter() - started
+
+
+def _keep_differentiable(model: Any) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for inference on a CPU.
+
+    A forward pass in evaluation mode (a validation) would repack them for good, for a kernel without a gradient: all
+    later training steps would then be silently wrong.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _counts(model: Any) -> tuple[int, int]:
+    """Trainable and all weights."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)

@@ -1,0 +1,159 @@
+"""Does one training run, in the worker: checks first, then the strategy, then an account of what came of it."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from persona_lab.api import Problem, TrainJob
+from persona_lab.datasets.rendering import ChatRenderer, check_trainable
+from persona_lab.datasets.store import load_dataset
+from persona_lab.errors import BadInput, BadSetting, DiskFull
+from persona_lab.home import Home
+from persona_lab.models import registry
+from persona_lab.models.machine import worker_machine
+from persona_lab.models.weights import fingerprint
+from persona_lab.personas.prompt import system_prompt
+from persona_lab.settings import validate_settings
+from persona_lab.training import randomness
+from persona_lab.training.context import LESS_MEMORY, Context
+from persona_lab.training.memory import memory_errors, peak_memory
+from persona_lab.training.saving import folder_bytes
+from persona_lab.types import Artifact, Dataset, Job, Persona
+
+NAMED_ROWS = 5
+NO_CHANGE = 0.01
+"""A validation loss that fell by less than this (nats a token) has not changed: seeds alone differ by 0.03."""
+
+
+def run(job: Job, reporter: Any, plugins: Any) -> dict[str, Any]:
+    """Train `job` and describe the outcome; goes on from checkpoints in the run's folder if there are any.
+
+    Args:
+        reporter: a `Reporter` that also has `emit(event)`.
+        plugins: where strategies come from.
+
+    Returns:
+        The result of a train run: artifact, seconds, counts, memory, losses and a sentence on what changed.
+
+    Raises:
+        BadInput, BadSetting, UnknownName: before anything is trained. BadModel, DiskFull, OutOfMemory, Cancelled,
+        PluginFailed, WorkFailed
+    """
+    started = time.perf_counter()
+    strategy = plugins.get("strategy", job.strategy)
+    settings = validate_settings(strategy.Config, job.config, f"strategy {job.strategy!r}")
+    persona = _persona(job)
+    dataset = load_dataset(Path(job.dataset))
+    home = Home(Path(job.home))
+    reporter.phase("Preparing")
+    base = registry.ensure(job.base, home, reporter)
+    fetched = time.perf_counter()
+    context = Context(
+        reporter=reporter,
+        plugins=plugins,
+        persona=persona,
+        dataset=dataset,
+        base=base,
+        machine=worker_machine(home.root),
+        seed=job.seed,
+        run_dir=home.run(job.id),
+        system=system_prompt(persona),
+        renderer=ChatRenderer(Path(base.path)),
+        max_tokens=getattr(settings, "max_tokens", 1024),
+    )
+    context.seconds["load"] += fetched - started
+    context.run_dir.mkdir(parents=True, exist_ok=True)
+    _check(context, strategy, settings)
+    randomness.seed_all(job.seed)
+    with memory_errors(LESS_MEMORY):
+        train_job = TrainJob(settings=settings)
+        artifact = plugins.guarded("strategy", job.strategy, strategy.train, train_job, context)
+    result = _result(job, context, artifact, time.perf_counter() - started)
+    shutil.rmtree(context.run_dir / "checkpoints", ignore_errors=True)  # of no more use, and large
+    return result
+
+
+def _persona(job: Job) -> Persona:
+    if job.persona is None:
+        raise BadInput(f"The job {job.id!r} names no persona.", "Start it again from the page or with --persona ID.")
+    return job.persona
+
+
+def _check(context: Context, strategy: Any, settings: Any) -> None:
+    """Refuse what cannot work, with every reason at once; mention what may not.
+
+    Raises:
+        BadSetting, BadInput, DiskFull
+    """
+    persona, dataset, machine = context.persona, context.dataset, context.machine
+    guarded = context.plugins.guarded
+    problems = list(guarded("strategy", strategy.id, strategy.check, settings, persona, dataset, machine))
+    rows = check_trainable(context.renderer, context.system, dataset.of("train"), context.max_tokens)
+    for problem in [*problems, *rows]:
+        if problem.severity == "warning":
+            context.log(f"{problem.message} {problem.fix}".strip(), "warning")
+    _refuse(problems, BadSetting, f"The strategy {strategy.id!r} cannot run")
+    _refuse(rows, BadInput, f"The dataset {dataset.name!r} cannot be trained on")
+    estimate = guarded("strategy", strategy.id, strategy.estimate, settings, context.base, dataset, machine)
+    free = shutil.disk_usage(context.run_dir).free
+    if estimate.disk_bytes > free:
+        raise DiskFull(
+            f"This run needs about {estimate.disk_bytes / 1e6:.0f} MB of disk; {free / 1e6:.0f} MB are free.",
+            "Free some space, or use another disk with --home DIR.",
+        )
+
+
+def _refuse(problems: list[Problem], error: type[BadInput] | type[BadSetting], what: str) -> None:
+    serious = [problem for problem in problems if problem.severity == "error"]
+    if not serious:
+        return
+    named = " ".join(problem.message for problem in serious[:NAMED_ROWS])
+    more = f" (and {len(serious) - NAMED_ROWS} more)" if len(serious) > NAMED_ROWS else ""
+    raise error(f"{what}: {named}{more}", next((problem.fix for problem in serious if problem.fix), ""))
+
+
+def _result(job: Job, context: Context, artifact: Artifact, total_seconds: float) -> dict[str, Any]:
+    folder = Path(artifact.path) if artifact.path else None
+    before, after, train = _losses(artifact, context.dataset)
+    return {
+        "artifact": artifact.model_dump(mode="json"),
+        "seconds": {"total": round(total_seconds, 2)} | {k: round(v, 2) for k, v in context.seconds.items()},
+        "examples": artifact.fit.examples if artifact.fit else len(artifact.examples),
+        "supervised_tokens": artifact.fit.supervised_tokens if artifact.fit else 0,
+        "trainable_parameters": artifact.trainable_parameters,
+        "total_parameters": artifact.total_parameters,
+        "peak_memory_bytes": peak_memory(context.machine.device),
+        "artifact_bytes": folder_bytes(folder) if folder else 0,
+        "loss": {"train": train, "validation_before": before, "validation_after": after},
+        "base": job.base,
+        "strategy": job.strategy,
+        "seed": job.seed,
+        "fingerprint": fingerprint(folder or Path(context.base.path)),
+        "system": context.system,
+        "changed": changed(before, after, artifact),
+    }
+
+
+def _losses(artifact: Artifact, dataset: Dataset) -> tuple[float | None, float | None, float | None]:
+    """Validation loss before and after, and training loss; None for what was not measured."""
+    fit, details = artifact.fit, artifact.details
+    before = details.get("validation_before", fit.validation_before if fit else None)
+    after = details.get("validation_after", fit.validation_after if fit else None)
+    measured = bool(dataset.of("validation"))
+    return (before if measured else None, after if measured else None, fit.train_loss if fit else None)
+
+
+def changed(before: float | None, after: float | None, artifact: Artifact) -> str:
+    """One sentence for people: did it change anything?"""
+    update = artifact.details.get("relative_update")
+    size = f"; its weights moved by {update:.2%} of their size" if isinstance(update, float) else ""
+    if before is None or after is None or math.isnan(before) or math.isnan(after):
+        return f"There are no validation conversations to measure a change on{size}."
+    numbers = f"the loss on conversations it was not trained on went from {before:.3f} to {after:.3f} nats a token"
+    if before - after < NO_CHANGE:
+        return f"No measurable change: {numbers}{size}."
+    return f"Yes: {numbers} ({(before - after) / before:.0%} lower){size}."

@@ -1,0 +1,108 @@
+"""Writes what training made: a peft adapter, or a whole model folder that loads as a base model by itself.
+
+Safetensors only. A folder is written under a temporary name, flushed to disk and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from persona_lab.home import disk_errors
+from persona_lab.training.checkpoints import flush_files, flush_folder
+from persona_lab.types import BaseModelInfo
+
+_NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json", ".md", ".h5", ".msgpack", ".onnx", ".py")
+_REWRITTEN = ("config.json", "generation_config.json")
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `target`, whole, when the block ends well; else nothing is left of it.
+
+    Raises:
+        DiskFull
+    """
+    temporary = target.with_name(f".{target.name}.tmp")
+    with disk_errors(target.parent):
+        for leftover in (temporary, target):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            flush_files(temporary)
+            os.replace(temporary, target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        flush_folder(target.parent)
+
+
+def base_name(base: BaseModelInfo) -> str:
+    """The base's id for files that travel: never a path of this machine."""
+    return base.name if os.sep in base.id and Path(base.id).is_absolute() else base.id
+
+
+def write_adapter(model: Any, base: BaseModelInfo, target: Path) -> None:
+    """Save a peft model's adapter as `target`/adapter_model.safetensors and adapter_config.json."""
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = base_name(base)
+    with new_folder(target) as folder:
+        model.save_pretrained(folder, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's card is a form with nothing filled in
+
+
+def write_weights(model: Any, base: BaseModelInfo, target: Path) -> None:
+    """Save a whole model in bf16 as `target`, with the base's tokenizer and chat template; `model` becomes bf16."""
+    model.to(torch.bfloat16)
+    model.config.dtype = torch.bfloat16
+    with new_folder(target) as folder:
+        model.save_pretrained(folder)
+        for file in sorted(Path(base.path).iterdir()):
+            if _travels(file):
+                shutil.copyfile(file, folder / file.name)
+        _forget_machine(folder / "config.json")
+
+
+def _travels(file: Path) -> bool:
+    """Whether a file of the base belongs to the trained model too: tokenizer and chat template do, weights do not."""
+    if not file.is_file() or file.name.startswith(".") or file.name in _REWRITTEN:
+        return False
+    return not file.name.endswith(_NOT_COPIED)
+
+
+def _forget_machine(config: Path) -> None:
+    """Take this machine's path out of a saved config."""
+    content = json.loads(config.read_text())
+    if content.pop("_name_or_path", None) is not None:
+        config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+@torch.no_grad()
+def relative_change(model: Any, base: BaseModelInfo) -> float:
+    """||W' - W|| / ||W|| (Frobenius) over the weights that model and base folder share by name."""
+    weights = dict(model.named_parameters())
+    moved = size = 0.0
+    for file in sorted(Path(base.path).glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict
+                if name in weights:
+                    before = tensors.get_tensor(name).float()
+                    moved += float((weights[name].detach().cpu().float() - before).square().sum())
+                    size += float(before.square().sum())
+    return math.sqrt(moved / size) if size else 0.0
+
+
+def folder_bytes(folder: Path) -> int:
+    """Size of all files below `folder`."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,122 @@
+"""A run on the page, live: state, curve, samples, log, stop and resume, and the history of runs.
+
+It re-attaches by itself: what it shows comes from the run's own event log, read from the start by every new session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gradio as gr
+
+from persona_lab.types import RunView
+from persona_lab.ui.follow import RunPicture
+from persona_lab.ui.html import PICK_SCRIPT, empty
+from persona_lab.ui.notices import guarded
+from persona_lab.ui.page import QUIET, Page
+from persona_lab.ui.runs import ACTIVE, history, log_text, newest_shown, samples, status_line
+
+# Each tick costs the browser a few hundredths of a second of processor time, which a training on the same machine
+# can use better.
+BUSY_SECONDS = 1.5
+IDLE_SECONDS = 5.0
+
+
+class RunPanel:
+    """Shows the runs of some kinds.
+
+    Args:
+        kinds: kinds of runs, as RunView.kind.
+        name: prefix of the element ids.
+        draw: what to show of a run besides its state (a curve, a table), as HTML.
+        replies: whether these runs write sample replies.
+    """
+
+    def __init__(
+        self, page: Page, kinds: Sequence[str], name: str, draw: Callable[[RunView, RunPicture], str], replies: bool
+    ) -> None:
+        self.page = page
+        self.kinds = tuple(kinds)
+        self.draw = draw
+        self.run = gr.State("")
+        self.seen = gr.State("")
+        self.status = gr.HTML(elem_id=f"{name}-status")
+        with gr.Row(elem_classes=["pl-runbuttons"]):
+            self.stop = gr.Button("Stop", variant="stop", size="sm", visible=False, elem_id=f"{name}-stop")
+            self.resume = gr.Button("Resume", size="sm", visible=False, elem_id=f"{name}-resume")
+        self.drawn = gr.HTML(elem_id=f"{name}-drawn")
+        with gr.Accordion("Sample replies", open=True, visible=replies):
+            self.samples = gr.HTML()
+        with gr.Accordion("Log", open=False):
+            self.log = gr.Textbox(label="Log", lines=8, max_lines=16, interactive=False, autoscroll=True)
+        with gr.Accordion("Runs", open=replies):
+            self.history = gr.HTML(elem_id=f"{name}-runs", js_on_load=PICK_SCRIPT)
+        self.shown = [self.run, self.seen]
+        self._live = [
+            self.run, self.seen, self.status, self.stop, self.resume, self.drawn, self.samples, self.log, self.history,
+            page.timer,
+        ]  # fmt: skip
+
+    def attach(self, tab: gr.Tab) -> None:
+        """Wire the clock, reloads and the buttons."""
+        watched = [self.run, self.seen]
+        poll = guarded(len(self._live))(self.poll)
+        self.page.timer.tick(poll, watched, self._live, **QUIET)
+        fresh = guarded(len(self._live))(lambda run: self.poll(run, ""))
+        gr.on([self.page.demo.load, tab.select, self.run.change], fresh, self.run, self._live, **QUIET)
+        self.stop.click(self._stop, self.run, self.seen, **QUIET).then(poll, watched, self._live, **QUIET)
+        self.resume.click(self._resume, self.run, self.seen, **QUIET).then(poll, watched, self._live, **QUIET)
+        self.history.select(self._pick, None, [self.run, self.seen], **QUIET)
+
+    def poll(self, run_id: str, seen: str) -> list[Any]:
+        """Updates for everything live; nothing at all when nothing happened since `seen`."""
+        engine = self.page.engine
+        run_id = run_id or newest_shown(engine.runs(), self.kinds)
+        if not run_id:
+            return self._still() if seen == "none" else self._nothing()
+        run = engine.run(run_id)
+        picture = self.page.follower.picture(run_id)
+        now = f"{run_id}/{run.status}/{picture.count}/{run.variant}/{run.phase}"
+        if now == seen:
+            return self._still()
+        active = run.status in ACTIVE
+        return [
+            run_id, now, status_line(run, picture), *self._buttons(active, run.resumable and not active),
+            self.draw(run, picture), samples(picture.samples), log_text(picture),
+            self._history(run_id, seen, run.status), gr.Timer(BUSY_SECONDS if active else IDLE_SECONDS),
+        ]  # fmt: skip
+
+    def _nothing(self) -> list[Any]:
+        hint = "Progress and results appear here, and are still here after a reload."
+        nothing = empty("Nothing is running", hint)
+        return ["", "none", nothing, *self._buttons(False, False), "", "", "", history([], ""), gr.skip()]
+
+    def _history(self, run_id: str, seen: str, status: str) -> Any:
+        """Reading every run costs, so only when the shown one changes state."""
+        if seen.split("/")[:2] == [run_id, status]:
+            return gr.skip()
+        return history([run for run in self.page.engine.runs() if run.kind in self.kinds], run_id)
+
+    def _still(self) -> list[Any]:
+        return [gr.skip() for _ in self._live]
+
+    @staticmethod
+    def _buttons(stop: bool, resume: bool) -> tuple[Any, Any]:
+        return gr.update(visible=stop), gr.update(visible=resume)
+
+    @guarded(1)
+    def _stop(self, run_id: str) -> Any:
+        self.page.engine.stop(run_id)
+        gr.Info("Stopping; what was learned up to the last checkpoint is kept.")
+        return ""
+
+    @guarded(1)
+    def _resume(self, run_id: str) -> Any:
+        self.page.engine.resume(run_id)
+        return ""
+
+    @guarded(2)
+    def _pick(self, event: gr.EventData) -> tuple[Any, Any]:
+        self.page.engine.run(event.id)
+        return event.id, ""

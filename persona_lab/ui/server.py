@@ -1,0 +1,117 @@
+"""Who may reach the page and how: address, port, password, and a guard against other sites' requests.
+
+Serves nothing itself; gradio does.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from persona_lab.errors import UserError
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PORT = 7860
+PORTS_TRIED = 100
+
+
+class Refused(UserError):
+    """The page will not start like this."""
+
+
+class OriginGuard:
+    """Answers 403 to a request that changes something and comes from another site.
+
+    Gradio accepts cross-origin uploads on localhost; any web page the user visits could post to us otherwise. On a
+    loopback address the Host itself must be loopback too, or a site could rebind its own name to 127.0.0.1.
+    """
+
+    def __init__(self, app: ASGIApp, loopback: bool = True) -> None:
+        self._app = app
+        self._loopback = loopback
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not allowed(Headers(scope=scope), scope["method"], self._loopback):
+            reply = PlainTextResponse("This request comes from another site and was refused.", status_code=403)
+            await reply(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def allowed(headers: Mapping[str, str], method: str, loopback: bool) -> bool:
+    """Whether a request with these headers may pass."""
+    host = headers.get("host", "")
+    if loopback and urlsplit(f"//{host}").hostname not in LOOPBACK:
+        return False
+    origin = headers.get("origin")
+    if method in ("GET", "HEAD", "OPTIONS") or origin is None:
+        return True
+    return urlsplit(origin).netloc == host
+
+
+def credentials(host: str, share: bool, environment: Mapping[str, str] = os.environ) -> tuple[str, str] | None:
+    """User and password from PERSONA_LAB_AUTH; None where none is needed.
+
+    Raises:
+        Refused: the page would be open to others without a password, or the variable is malformed.
+    """
+    given = environment.get("PERSONA_LAB_AUTH", "")
+    user, separator, password = given.partition(":")
+    if given and not (user and separator and password):
+        raise Refused("PERSONA_LAB_AUTH is not of the form user:password.", "Set it to a name, a colon and a password.")
+    if given:
+        return user, password
+    if share or host not in LOOPBACK:
+        what = "--share" if share else f"--host {host}"
+        raise Refused(
+            f"With {what} others can reach this page, and it has no password.",
+            "Set the environment variable PERSONA_LAB_AUTH=user:password first, or leave that option out.",
+        )
+    return None
+
+
+def refuse_vibe_mode(environment: Mapping[str, str] = os.environ) -> None:
+    """Gradio's vibe mode lets whoever sees the page rewrite its code.
+
+    Raises:
+        Refused
+    """
+    if environment.get("GRADIO_VIBE_MODE"):
+        raise Refused(
+            "GRADIO_VIBE_MODE is set; in that mode visitors of the page can run code on this machine.",
+            "Unset GRADIO_VIBE_MODE and start again.",
+        )
+
+
+def free_port(host: str, wanted: int | None = None) -> int:
+    """The wanted port (7860 without a wish, 0: any free one), or the next free one after it.
+
+    Raises:
+        Refused: none of a hundred is free, or the address is not this machine's.
+    """
+    first = PORT if wanted is None else wanted
+    for port in range(first, first + PORTS_TRIED):
+        found = _try_port(host, port)
+        if found is not None:
+            return found
+    raise Refused(
+        f"Ports {first} to {first + PORTS_TRIED - 1} on {host} are all taken or not allowed.",
+        "Name another with --port, or leave --host out.",
+    )
+
+
+def _try_port(host: str, port: int) -> int | None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError):
+            return None
+        return int(probe.getsockname()[1])

@@ -1,0 +1,92 @@
+"""Strategy `prompt`: no training; the card and the best examples are put before every conversation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from persona_lab.api import (
+    Artifact,
+    BaseModelInfo,
+    Dataset,
+    Estimate,
+    Frozen,
+    Machine,
+    Persona,
+    Problem,
+    Strategy,
+    TrainContext,
+    TrainJob,
+)
+
+LOADING = 8.0
+"""Seconds to load a small model and measure the validation loss twice."""
+
+
+class PromptConfig(Frozen):
+    """Settings of `prompt`."""
+
+    count: int = Field(4, ge=0, le=32, description="How many of your conversations are shown to the model as examples.")
+    token_budget: int = Field(
+        512, ge=16, le=16384, description="The most room, in tokens, that all examples together may take."
+    )
+    max_tokens: int = Field(
+        1024, ge=32, le=131072, description="Longer conversations lose their oldest turns when the effect is measured."
+    )
+
+
+class PromptStrategy(Strategy):
+    """In-context learning (Brown et al. 2020, https://arxiv.org/abs/2005.14165): the yardstick for all that train."""
+
+    id = "prompt"
+    title = "Prompt only"
+    summary = "Ready at once, trains nothing: the model reads the card and your best examples before every answer."
+    rank = 40
+    Config = PromptConfig
+
+    def check(self, config: PromptConfig, persona: Persona, dataset: Dataset | None, machine: Machine) -> list[Problem]:
+        """Warn where there is nothing to show."""
+        if dataset is not None and config.count and not dataset.of("train"):
+            return [
+                Problem(message="There are no conversations to use as examples.", field="count", severity="warning")
+            ]
+        return []
+
+    def estimate(
+        self, config: PromptConfig, base: BaseModelInfo, dataset: Dataset | None, machine: Machine
+    ) -> Estimate:
+        """No training: the model is loaded to measure what the examples change."""
+        weights = base.parameters * (2 if machine.bf16 else 4)
+        return Estimate(
+            trainable_parameters=0,
+            peak_memory_bytes=weights + 600_000_000,
+            seconds=LOADING + base.parameters / 1e8,
+            disk_bytes=0,
+            uncertainty=3.0,
+            reason="Nothing is trained; each answer has to read the examples first.",
+        )
+
+    def train(self, job: TrainJob, ctx: TrainContext) -> Artifact:
+        """Choose the examples and measure the validation loss with and without them."""
+        from persona_lab.api import best_examples
+
+        config: PromptConfig = job.settings
+        examples = best_examples(ctx.dataset, config.count, ctx.renderer, config.token_budget)
+        ctx.log(f"{len(examples)} of {len(ctx.dataset.of('train'))} conversations are shown as examples.")
+        return ctx.save_prompt(examples, **self._measured(ctx, examples))
+
+    def _measured(self, ctx: TrainContext, examples: Any) -> dict[str, float]:
+        """Validation loss without and with the examples; empty where there is nothing to measure on."""
+        if not ctx.dataset.of("validation"):
+            ctx.log("There are no validation conversations: what the examples change is not measured.", "warning")
+            return {}
+        model = ctx.load_base()
+        ctx.phase("Measuring", 2)
+        before = ctx.validation_loss(model)
+        ctx.step(1, 2)
+        after = ctx.validation_loss(model, examples=examples) if examples else before
+        ctx.step(2, 2)
+        if after > before:
+            ctx.log("The examples make held-out replies less likely: try fewer, or none.", "warning")
+        return {"validation_before": before, "validation_after": after}

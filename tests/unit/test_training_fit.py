@@ -1,0 +1,214 @@
+"""The fit loop on a tiny model: it learns, keeps the best, resumes exactly, refuses nonsense, writes no pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from persona_lab.datasets.rendering import ChatRenderer
+from persona_lab.errors import BadInput, Cancelled, WorkFailed
+from persona_lab.training import randomness
+from persona_lab.training.checkpoints import CheckpointStore
+from persona_lab.training.fit import Fit, Material, learning_rate
+from persona_lab.training.lora import attach_lora
+from persona_lab.training.masters import Masters
+from persona_lab.types import FitResult, FitSettings, Message
+
+SYSTEM = Message(role="system", content="You are Tamsin Quill, a retired cartographer who folds every answer.")
+SETTINGS = FitSettings(learning_rate=5e-3, epochs=2, samples=0)
+
+
+class Watcher:
+    """Keeps what the loop reports; raises Cancelled at a step if told to, as a reporter does."""
+
+    def __init__(self, stop_at: int = 0) -> None:
+        self.stop_at = stop_at
+        self.steps: list[dict[str, Any]] = []
+        self.said: list[str] = []
+        self.losses: list[tuple[int, float, bool]] = []
+        self.saved: list[Path] = []
+
+    def step(self, step: int, total: int, **values: Any) -> None:
+        self.steps.append({"step": step, "total": total, **values})
+        if step == self.stop_at:
+            raise Cancelled("Stopped on request.")
+
+
+@pytest.fixture
+def fit(tiny_model: Path, tmp_path: Path, conversations_factory: Callable[..., Any]) -> Callable[..., Any]:
+    """Runs (or resumes) a fit of a fresh model; gives (model, result, watcher)."""
+    renderer = ChatRenderer(tiny_model)
+    rendered = [renderer.render([SYSTEM, *c.messages]) for c in conversations_factory(28)]
+
+    def run(
+        folder: str = "run",
+        stop_at: int = 0,
+        settings: FitSettings = SETTINGS,
+        validation: int = 6,
+        lora: bool = True,
+        dtype: torch.dtype = torch.float32,
+        dropout: float = 0.2,
+        poison: bool = False,
+    ) -> tuple[Any, FitResult | None, Watcher]:
+        watcher = Watcher(stop_at)
+        material = Material(
+            train=rendered[6:],
+            validation=rendered[:validation],
+            pad_id=renderer.pad_id,
+            device="cpu",
+            bf16=dtype == torch.bfloat16,
+            seed=3,
+            folder=tmp_path / folder,
+            report=watcher.step,
+            say=lambda message, level="info": watcher.said.append(message),
+            validated=lambda *values: watcher.losses.append(values),
+            sampled=lambda step, model: torch.manual_seed(step),  # whatever samples draw must not matter
+            saved=lambda step, path: watcher.saved.append(path),
+        )
+        randomness.seed_all(3)
+        model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=dtype).requires_grad_(not lora)
+        if lora:
+            model = attach_lora(model, rank=4, dropout=dropout)
+        if poison:
+            next(p for p in model.parameters() if p.requires_grad).data[0, 0] = float("nan")
+        try:
+            return model, Fit(model, settings, "train", material).run(), watcher
+        except Cancelled:
+            return model, None, watcher
+
+    return run
+
+
+def weights(model: Any) -> torch.Tensor:
+    return torch.cat([p.detach().float().flatten() for p in model.parameters() if p.requires_grad])
+
+
+def test_it_learns_and_reports(fit: Callable[..., Any]) -> None:
+    _, result, watcher = fit()
+    assert result.validation_after < result.validation_before - 0.1
+    assert result.steps == watcher.steps[-1]["total"] == 12  # 22 conversations, 4 a batch, 2 epochs
+    assert result.examples == 22
+    assert result.supervised_tokens > 200
+    assert [step for step, _, _ in watcher.losses] == [0, 3, 6, 9, 12]
+    assert result.validation_after == min(loss for _, loss, _ in watcher.losses)
+    assert {"loss", "learning_rate", "tokens_per_second", "memory_bytes", "stage"} <= watcher.steps[0].keys()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_a_resumed_run_equals_an_uninterrupted_one(fit: Callable[..., Any], lora: bool, dtype: torch.dtype) -> None:
+    settings = SETTINGS if lora else FitSettings(learning_rate=1e-3, epochs=2)
+    whole, expected, _ = fit("whole", settings=settings, lora=lora, dtype=dtype)
+    _, nothing, _ = fit("killed", stop_at=8, settings=settings, lora=lora, dtype=dtype)
+    assert nothing is None
+    model, result, watcher = fit("killed", settings=settings, lora=lora, dtype=dtype)
+    assert watcher.steps[0]["step"] == 7  # the checkpoint was after step 6
+    assert float((weights(model) - weights(whole)).abs().max()) < 1e-6
+    assert result.model_dump(exclude={"seconds"}) == expected.model_dump(exclude={"seconds"})
+
+
+def test_a_finished_stage_is_taken_up_not_repeated(fit: Callable[..., Any]) -> None:
+    first, expected, _ = fit()
+    again, result, watcher = fit()
+    assert watcher.steps == []
+    assert result == expected
+    assert torch.equal(weights(first), weights(again))
+
+
+def test_a_damaged_checkpoint_is_passed_over(fit: Callable[..., Any]) -> None:
+    _, _, watcher = fit(stop_at=8)
+    assert [path.name for path in watcher.saved] == ["step-000003", "step-000006"]
+    newest = watcher.saved[-1] / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-10])
+    _, _, resumed = fit()
+    assert resumed.steps[0]["step"] == 4
+
+
+def test_other_settings_start_afresh(fit: Callable[..., Any]) -> None:
+    fit(stop_at=8)
+    _, _, watcher = fit(settings=SETTINGS.model_copy(update={"learning_rate": 1e-3}))
+    assert watcher.steps[0]["step"] == 1
+
+
+def test_the_best_weights_are_kept_when_training_goes_wrong(fit: Callable[..., Any]) -> None:
+    wild = FitSettings(learning_rate=0.9, warmup=0, epochs=3, patience=2, max_grad_norm=100)
+    model, result, watcher = fit(settings=wild, lora=False)
+    assert result.best_step == 0
+    assert result.stopped_early
+    assert len(watcher.losses) == 3
+    fresh, _, _ = fit("other", stop_at=1, settings=FitSettings(learning_rate=1e-12), lora=False)
+    assert float((weights(model) - weights(fresh)).abs().max()) < 1e-6
+
+
+def test_small_updates_are_not_lost_in_bf16_weights() -> None:
+    model = torch.nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
+    torch.nn.init.ones_(model.weight)
+    masters = Masters(model, weight_decay=0.0)
+    for _ in range(100):
+        model(torch.ones(1, 1, dtype=torch.bfloat16)).sum().backward()
+        masters.step(1e-4, max_norm=1.0)  # each step is a twentieth of what bf16 can tell from 1
+    assert masters.weights["weight"].item() == pytest.approx(0.99, abs=1e-4)
+    assert model.weight.item() == pytest.approx(0.99, abs=4e-3)
+
+
+def test_without_validation_rows_it_says_so(fit: Callable[..., Any]) -> None:
+    _, result, watcher = fit(validation=0)
+    assert result.steps == 12
+    assert not watcher.losses
+    assert "no validation conversations" in watcher.said[0]
+
+
+def test_nonsense_is_refused_with_advice(fit: Callable[..., Any]) -> None:
+    with pytest.raises(WorkFailed, match="learning rate below"):
+        fit(poison=True)
+
+
+def test_nothing_to_train_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    nothing = Material([], [], 0, "cpu", False, 0, tmp_path, *[lambda *a, **k: None] * 5)
+    with pytest.raises(BadInput, match="no training conversation"):
+        Fit(torch.nn.Linear(2, 2), SETTINGS, "train", nothing)
+
+
+def test_learning_rate_rises_then_falls() -> None:
+    settings = FitSettings(learning_rate=1.0, warmup=0.2)
+    rates = [learning_rate(step, 10, settings) for step in range(10)]
+    assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert rates[-1] == pytest.approx(1 / 8)
+
+
+def test_checkpoints_are_whole_or_absent_and_hold_no_pickle(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "train", {"a": 1})
+    tensors = {"x": torch.arange(3.0)}
+    for step in (1, 2, 3):
+        store.write(step, {"step": step}, tensors, tensors)
+    assert sorted(path.name for path in store.folder.iterdir()) == ["step-000002", "step-000003"]
+    kinds = {path.suffix for path in store.folder.rglob("*") if path.is_file()}
+    assert kinds == {".safetensors", ".json"}
+    saved = store.newest()
+    assert saved is not None
+    assert saved.state == {"step": 3}
+    assert torch.equal(saved.tensors["x"], tensors["x"])
+    assert CheckpointStore(tmp_path / "train", {"a": 2}).newest() is None
+    (store.folder / "step-000003" / "valid.json").unlink()
+    assert store.newest().state == {"step": 2}  # type: ignore[union-attr]
+    store.finish({"done": True}, tensors)
+    assert [path.name for path in store.folder.iterdir()] == ["finished"]
+
+
+def test_random_states_survive_json() -> None:
+    import random
+
+    import numpy
+
+    randomness.seed_all(5)
+    description, tensors = randomness.capture()
+    expected = (random.random(), numpy.random.rand(), float(torch.rand(1)))
+    randomness.restore(json.loads(json.dumps(description)), tensors)
+    assert (random.random(), numpy.random.rand(), float(torch.rand(1))) == expected

@@ -1,0 +1,131 @@
+"""The fast training path must be the plain one, only faster: same loss, same gradients, on several architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from persona_lab.datasets.rendering import ChatRenderer
+from persona_lab.training.attention import cpu_attention
+from persona_lab.training.batches import batches_of_epoch, collate, shared_prefix, sorted_batches
+from persona_lab.training.lora import attach_lora
+from persona_lab.training.loss import LossPath, batch_loss, choose_path, head_loss
+from persona_lab.types import Conversation, Message, Rendered
+
+SYSTEM = Message(role="system", content="You are Tamsin Quill, a retired cartographer who folds every answer.")
+PLAIN = LossPath("plain")
+
+
+def rendered(folder: Path, conversations: list[Conversation]) -> list[Rendered]:
+    renderer = ChatRenderer(folder)
+    return [renderer.render([SYSTEM, *conversation.messages]) for conversation in conversations]
+
+
+def load(folder: Path, lora: bool) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if not lora:
+        return model
+    torch.manual_seed(1)
+    model = attach_lora(model.requires_grad_(False), rank=4)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # zero at first: the update would not be seen at all
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def gradients(model: Any, examples: list[Rendered], path: LossPath) -> tuple[float, torch.Tensor]:
+    prefix = shared_prefix(examples) if path.uses_prefix() else ()
+    batch = collate(examples, len(prefix), 0, "cpu")
+    model.zero_grad(set_to_none=True)
+    model.eval()  # dropout (GPT-2's default) would make two passes differ
+    with cpu_attention(model, path.attention):
+        loss = batch_loss(model, batch, prefix, path) / batch.supervised
+        loss.backward()
+    found = [p.grad.flatten() for p in model.parameters() if p.requires_grad and p.grad is not None]
+    return loss.item(), torch.cat(found)
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "gemma", "phi3", "gpt2"])
+def test_prefix_path_has_the_plain_paths_gradients(
+    architecture: str, lora: bool, tiny_model_of: Callable[[str], Path], conversations_factory: Callable[..., Any]
+) -> None:
+    folder = tiny_model_of(architecture)
+    examples = rendered(folder, conversations_factory(5))
+    assert len(shared_prefix(examples)) > 12
+    model = load(folder, lora)
+    expected_loss, expected = gradients(model, examples, PLAIN)
+    for path in (LossPath("prefix", True), LossPath("prefix"), LossPath("head", True), LossPath("head")):
+        loss, got = gradients(model, examples, path)
+        assert loss == pytest.approx(expected_loss, rel=1e-5)
+        assert float((got - expected).norm() / expected.norm()) < 1e-4, path
+
+
+def test_choose_path_takes_the_fastest_and_leaves_the_attention_alone(
+    tiny_model: Path, conversations_factory: Callable[..., Any]
+) -> None:
+    model = load(tiny_model, lora=True)
+    before = model.get_base_model().config._attn_implementation
+    said: list[str] = []
+    path = choose_path(model, rendered(tiny_model, conversations_factory(5)), 0, "cpu", said.append)
+    assert path == LossPath("prefix", attention=True)
+    assert not said
+    assert model.get_base_model().config._attn_implementation == before
+
+
+def test_choose_path_falls_back_and_says_why(
+    tiny_model_of: Callable[[str], Path], conversations_factory: Callable[..., Any]
+) -> None:
+    folder = tiny_model_of("gemma2")  # it caps its logits after the head, which the head-only paths do not
+    said: list[str] = []
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, final_logit_softcapping=1.0)
+    path = choose_path(model, rendered(folder, conversations_factory(5)), 0, "cpu", said.append)
+    assert path == PLAIN
+    assert said
+    assert "its loss is" in said[0]
+
+
+def test_head_loss_equals_cross_entropy_for_any_head() -> None:
+    torch.manual_seed(0)
+    hidden, targets = torch.randn(600, 8, requires_grad=True), torch.randint(0, 50, (600,))
+    for bias in (False, True):
+        head = torch.nn.Linear(8, 50, bias=bias)
+        expected = torch.nn.functional.cross_entropy(head(hidden), targets, reduction="sum")
+        wanted = torch.autograd.grad(expected, [hidden, head.weight])
+        got = torch.autograd.grad(head_loss(head, hidden, targets), [hidden, head.weight])
+        assert head_loss(head, hidden, targets).item() == pytest.approx(expected.item(), rel=1e-5)
+        for a, b in zip(got, wanted, strict=True):
+            assert torch.allclose(a, b, atol=1e-4)
+
+
+def test_collate_aligns_targets_with_the_states_that_predict_them() -> None:
+    long = Rendered(ids=(1, 2, 3, 4, 5, 6), mask=(False, False, False, True, False, True))
+    short = Rendered(ids=(1, 2, 7, 8), mask=(False, False, False, True))
+    batch = collate([long, short], 1, 99, "cpu")
+    assert batch.ids.tolist() == [[2, 3, 4, 5, 6], [2, 7, 8, 99, 99]]
+    assert batch.tokens == 8
+    assert batch.targets.tolist() == [4, 6, 8]
+    assert [int(batch.ids[r, c]) for r, c in zip(batch.rows, batch.columns, strict=True)] == [3, 5, 7]
+
+
+def test_shared_prefix_never_holds_a_state_that_predicts_a_trained_token() -> None:
+    ids = tuple(range(20))
+    one = Rendered(ids=ids, mask=tuple(i >= 15 for i in range(20)))
+    assert shared_prefix([one, one]) == ids[:14]
+    assert shared_prefix([one, one.model_copy(update={"ids": (9, *ids[1:])})]) == ()
+
+
+def test_batches_hold_every_example_once_and_depend_on_seed_and_epoch() -> None:
+    lengths = [5 + (i * 37) % 60 for i in range(23)]
+    plan = batches_of_epoch(lengths, 4, seed=1, epoch=0)
+    assert sorted(i for batch in plan for i in batch) == list(range(23))
+    assert plan == batches_of_epoch(lengths, 4, seed=1, epoch=0)
+    assert plan != batches_of_epoch(lengths, 4, seed=1, epoch=1) != batches_of_epoch(lengths, 4, seed=2, epoch=1)
+    padding = sum(max(lengths[i] for i in b) * len(b) - sum(lengths[i] for i in b) for b in plan)
+    assert padding < 0.15 * sum(lengths)
+    assert sorted(i for batch in sorted_batches(lengths, 8) for i in batch) == list(range(23))

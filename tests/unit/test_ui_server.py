@@ -1,0 +1,85 @@
+"""Who may reach the page: passwords, ports, origins; and that starting it stays light."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from persona_lab.ui.server import Refused, allowed, credentials, free_port, refuse_vibe_mode
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def test_no_password_is_needed_on_this_machine_only() -> None:
+    assert credentials("127.0.0.1", False, {}) is None
+    assert credentials("0.0.0.0", False, {"PERSONA_LAB_AUTH": "ann:s3:cret"}) == ("ann", "s3:cret")
+    for host, share in (("0.0.0.0", False), ("127.0.0.1", True), ("192.168.1.7", False)):
+        with pytest.raises(Refused, match="PERSONA_LAB_AUTH"):
+            credentials(host, share, {})
+
+
+@pytest.mark.parametrize("value", ["ann", "ann:", ":secret"])
+def test_a_malformed_password_is_refused_even_locally(value: str) -> None:
+    with pytest.raises(Refused, match="user:password"):
+        credentials("127.0.0.1", False, {"PERSONA_LAB_AUTH": value})
+
+
+def test_vibe_mode_is_refused() -> None:
+    refuse_vibe_mode({})
+    with pytest.raises(Refused, match="GRADIO_VIBE_MODE"):
+        refuse_vibe_mode({"GRADIO_VIBE_MODE": "1"})
+
+
+@pytest.mark.parametrize(
+    ("headers", "method", "passes"),
+    [
+        ({"host": "127.0.0.1:7860"}, "POST", True),
+        ({"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:7860"}, "POST", True),
+        ({"host": "127.0.0.1:7860", "origin": "https://evil.example"}, "POST", False),
+        ({"host": "127.0.0.1:7860", "origin": "null"}, "POST", False),
+        ({"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:9999"}, "POST", False),
+        ({"host": "127.0.0.1:7860", "origin": "https://evil.example"}, "GET", True),
+        ({"host": "evil.example:7860"}, "GET", False),
+        ({"host": "[::1]:7860", "origin": "http://[::1]:7860"}, "POST", True),
+        ({}, "GET", False),
+    ],
+)
+def test_other_sites_cannot_post_nor_rebind_their_name(headers: dict[str, str], method: str, passes: bool) -> None:
+    assert allowed(headers, method, loopback=True) is passes
+
+
+def test_a_taken_port_gives_the_next_free_one() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert free_port("127.0.0.1", port) > port
+    assert free_port("127.0.0.1", 0) > 0
+    with pytest.raises(Refused, match="99999"):
+        free_port("127.0.0.1", 99999)
+
+
+def test_sharing_without_a_password_ends_with_one_paragraph_and_exit_code_2(tmp_path: Path) -> None:
+    command = [sys.executable, "app.py", "--home", str(tmp_path), "--share", "--no-browser"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "PERSONA_LAB_AUTH" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_page_is_built_without_heavy_imports(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from persona_lab.ui.app import build_page, Engine\n"
+        f"with Engine.open({str(tmp_path)!r}, tabs=True) as engine:\n"
+        "    demo, page = build_page(engine)\n"
+        "banned = {'torch', 'transformers', 'peft', 'bitsandbytes', 'sklearn', 'scipy', 'matplotlib'}\n"
+        "assert not banned & set(sys.modules), banned & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
