@@ -28,6 +28,8 @@ from persona_lab.types import Job, RunStatus, RunView, now
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 20.0
 EXIT_DISK_FULL = 28
+# spinning OpenMP threads make a step five times slower as soon as anything else, such as a browser, wants a core
+WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 ACTIVE: tuple[RunStatus, ...] = ("queued", "running")
 
 OnEvent = Callable[[RunView, AnyEvent], None]
@@ -383,7 +385,7 @@ class Supervisor:
         if self._before_start is not None:
             self._before_start()
         self._oom_before = _oom_kills()
-        environment = os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        environment = WORKER_ENVIRONMENT | os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
         try:
             with (folder / "log.txt").open("ab") as log:
                 self._process = subprocess.Popen(

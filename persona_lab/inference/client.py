@@ -117,7 +117,9 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
+                env={"OMP_WAIT_POLICY": "PASSIVE"}
+                | os.environ
+                | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
                 **_own_group(),
             )
         self._lock = threading.Lock()

@@ -26,7 +26,7 @@ from persona_lab.training.masters import Masters
 from persona_lab.training.memory import peak_memory
 from persona_lab.types import FitResult, FitSettings, Rendered
 
-VALIDATION_BATCH = 8
+VALIDATION_BATCH = 16
 CHEAP_CHECKPOINT = 2.0
 """Seconds: a checkpoint that takes no longer is written at every validation."""
 CHECKPOINT_SHARE = 0.1

@@ -45,7 +45,7 @@ class HybridConfig(FitSettings):
         description="How many layers are trained in the second stage; 0 takes about a quarter of them.",
     )
     ranking_conversations: int = Field(
-        16, ge=1, le=60, description="Validation conversations used to find the layers that matter most."
+        10, ge=1, le=60, description="Validation conversations used to find the layers that matter most."
     )
 
 
