@@ -23,13 +23,12 @@ import psutil
 from persona_lab.errors import BadInput, UnknownName
 from persona_lab.events import AnyEvent, Done, Failed, Phase, Started, Step, read_events
 from persona_lab.home import Home, disk_errors, write_atomic
+from persona_lab.processes import own_group, worker_environment
 from persona_lab.types import Job, RunStatus, RunView, now
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 20.0
 EXIT_DISK_FULL = 28
-# spinning OpenMP threads make a step five times slower as soon as anything else, such as a browser, wants a core
-WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 ACTIVE: tuple[RunStatus, ...] = ("queued", "running")
 
 OnEvent = Callable[[RunView, AnyEvent], None]
@@ -385,7 +384,6 @@ class Supervisor:
         if self._before_start is not None:
             self._before_start()
         self._oom_before = _oom_kills()
-        environment = WORKER_ENVIRONMENT | os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
         try:
             with (folder / "log.txt").open("ab") as log:
                 self._process = subprocess.Popen(
@@ -394,8 +392,8 @@ class Supervisor:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=environment,
-                    **_own_group(),
+                    env=worker_environment(),
+                    **own_group(),
                 )
         except OSError as error:
             self._exits[run_id] = {"returncode": EXIT_DISK_FULL if error.errno == 28 else 1, "error": str(error)}
@@ -449,10 +447,3 @@ class Supervisor:
     def _end(self, run_id: str) -> None:
         if self._on_end is not None:
             self._on_end(run_id)
-
-
-def _own_group() -> dict[str, Any]:
-    """Start the worker as leader of its own process group: Ctrl-C in the terminal is ours to translate."""
-    if os.name == "nt":
-        return {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
-    return {"start_new_session": True}

@@ -19,7 +19,7 @@ from persona_lab.types import Conversation, Fact, Message, Persona
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 TINY_CHAT_TEMPLATE = (
     "{% for message in messages %}"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from persona_lab.home import Home
+from persona_lab.processes import own_group, worker_environment
 from persona_lab.types import ChatChunk, ChatRequest
 
 MAX_LOG_BYTES = 1_000_000
@@ -120,7 +121,7 @@ class _Worker:
                 env={"OMP_WAIT_POLICY": "PASSIVE"}
                 | os.environ
                 | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
-                **_own_group(),
+                **own_group(),
             )
         self._lock = threading.Lock()
         self._waiting: dict[int, Replies] = {}
@@ -215,13 +216,6 @@ class _Worker:
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
     assert pipe is not None, "both pipes were asked for"
     return pipe
-
-
-def _own_group() -> dict[str, Any]:
-    """A process group of its own, so that Ctrl-C in a terminal reaches the page only."""
-    if sys.platform == "win32":
-        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-    return {"start_new_session": True}
 
 
 def _signal_group(process: subprocess.Popen[bytes], action: signal.Signals) -> None:
