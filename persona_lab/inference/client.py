@@ -118,9 +118,7 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env={"OMP_WAIT_POLICY": "PASSIVE"}
-                | os.environ
-                | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
+                env=worker_environment(),
                 **own_group(),
             )
         self._lock = threading.Lock()
