@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from persona_lab.errors import PluginFailed
 from persona_lab.plugins import Plugins
 from persona_lab.settings import validate_settings
 from persona_lab.types import BaseModelInfo, Dataset, Estimate, Machine, Persona, PlanRow, Problem
 
 # a run may use this share of what is free before the machine starts to swap
 MEMORY_SHARE = 0.9
+NO_ESTIMATE = Estimate(trainable_parameters=0, peak_memory_bytes=0, seconds=0, disk_bytes=0)
 
 
 def plan_strategies(
@@ -30,14 +32,20 @@ def plan_strategies(
         strict: a setting that the strategy does not have is an error (one strategy was named).
 
     Raises:
-        BadSetting, PluginFailed
+        BadSetting. PluginFailed: of the one strategy that was named.
     """
     rows = []
     for part in strategies:
         values = settings if strict else {k: v for k, v in settings.items() if k in part.Config.model_fields}
         config = validate_settings(part.Config, values, f"strategy {part.id!r}")
-        problems = plugins.guarded("strategy", part.id, part.check, config, persona, dataset, machine)
-        estimate = plugins.guarded("strategy", part.id, part.estimate, config, base, dataset, machine)
+        try:
+            problems = plugins.guarded("strategy", part.id, part.check, config, persona, dataset, machine)
+            estimate = plugins.guarded("strategy", part.id, part.estimate, config, base, dataset, machine)
+        except PluginFailed as error:
+            if strict:
+                raise
+            # one plugin's fault must not hide what the others would cost
+            problems, estimate = [Problem(message=error.message, fix=error.fix)], NO_ESTIMATE
         rows.append((part, estimate, [*problems, *_resource_problems(estimate, machine)]))
     rows.sort(key=lambda row: (_blocked(row[2]), getattr(row[0], "rank", 100), row[1].seconds))
     return [_row(number, *row) for number, row in enumerate(rows, start=1)]

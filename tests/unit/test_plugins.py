@@ -161,3 +161,24 @@ def test_the_hooks_documented_are_the_hooks_there_are() -> None:
     assert specified == {*HOOKS.values(), "persona_lab_run_event"}
     for name in specified:
         assert "Example:" in getattr(hookspecs, name).__doc__
+
+
+def test_a_strategy_whose_estimate_raises_does_not_hide_the_others(home: Home, persona_factory) -> None:
+    from persona_lab.models.machine import probe_machine
+    from persona_lab.models.registry import describe
+    from persona_lab.planning import plan_strategies
+
+    home.plugins.mkdir()
+    broken = LOCAL.replace(
+        "        return Estimate(", "        raise RuntimeError('no idea')\n        return Estimate("
+    )
+    (home.plugins / "whisper.py").write_text(broken)
+    plugins = Plugins.load(home.plugins)
+    asked = (persona_factory(), None, describe("starter", home), probe_machine(home.root), {})
+    rows = plan_strategies(plugins, plugins.all("strategy"), *asked, strict=False)
+    whisper = next(row for row in rows if row.strategy == "whisper")
+    assert not whisper.fits
+    assert "no idea" in whisper.reason
+    assert {row.strategy for row in rows if row.fits} >= {"lora", "prompt"}
+    with pytest.raises(PluginFailed, match="no idea"):
+        plan_strategies(plugins, [plugins.get("strategy", "whisper")], *asked, strict=True)
