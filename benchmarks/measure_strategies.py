@@ -90,7 +90,7 @@ def document(data: Path, dataset: dict[str, Any], trained: list[dict[str, Any]],
     lines = [
         "# Measured: every strategy on one character",
         "",
-        f"`python benchmarks/measure_strategies.py {data}` on {datetime.date.today().isoformat()}; {machine()}.",
+        f"`python benchmarks/measure_strategies.py {os.path.relpath(data)}` on {datetime.date.today().isoformat()}; {machine()}.",
         f"Base model: starter. Dataset `{dataset['id']}`: {counts}.",
         "",
         "## Cost",

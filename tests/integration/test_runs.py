@@ -220,3 +220,23 @@ def test_a_full_disk_is_named_and_leaves_the_library_whole(
         home_folder=home,
     )
     assert again.returncode == 0, again.stderr
+
+
+def test_a_killed_training_goes_on_from_its_last_checkpoint(engine: Engine, tiny_model: Path) -> None:
+    settings = {"epochs": 80, "patience": 1000, "evaluations_per_epoch": 1, "samples": 0, "learning_rate": 1e-4}
+    run_id = engine.train("tam", "lora", base=str(tiny_model), settings=settings)
+
+    def checkpoints() -> list[int]:
+        return [event.step for event in engine.events(run_id)[0] if event.kind == "checkpoint"]
+
+    wait_for(lambda: len(checkpoints()) >= 2, "two checkpoints")
+    os.kill(worker_pid(engine, run_id), signal.SIGKILL)
+    assert engine.wait(run_id).status == "interrupted"
+    offset, last = engine.events(run_id)[1], checkpoints()[-1]
+    engine.resume(run_id)
+    run = engine.wait(run_id)
+    assert run.status == "done", run.message
+    again = [event for event in engine.events(run_id, offset)[0] if isinstance(event, Step) and event.loss is not None]
+    assert again[0].step == last + 1
+    assert again[-1].step == again[-1].total
+    assert engine.variant(run_id).kind == "adapter"

@@ -54,9 +54,7 @@ class HybridStrategy(Strategy):
 
     id = "hybrid"
     title = "Hybrid"
-    summary = (
-        "LoRA shows which layers carry the character, and only those are trained in full: near full's imprint, cheaper."
-    )
+    summary = "LoRA shows which layers carry the character; then only those are trained in full. For finding out where it sits."
     rank = 20
     Config = HybridConfig
 
