@@ -54,7 +54,7 @@ class HybridStrategy(Strategy):
 
     id = "hybrid"
     title = "Hybrid"
-    summary = "LoRA shows which layers carry the character; then only those are trained in full. For finding out where it sits."
+    summary = "LoRA shows which layers carry the character; then only those are trained in full, to see where it sits."
     rank = 20
     Config = HybridConfig
 
