@@ -6,6 +6,7 @@ What it does not do: know formats, train, score or draw.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_lab import catalog
-from persona_lab.errors import BadInput, PersonaLabError, UnknownName
+from persona_lab.errors import BadInput, PersonaLabError, UnknownName, WorkFailed
 from persona_lab.events import AnyEvent, read_events
 from persona_lab.home import Home
 from persona_lab.jobs import ACTIVE, Supervisor
@@ -64,6 +65,7 @@ class Engine:
         self._plugins: Plugins | None = None
         self._chat: Any = None
         self._guard = threading.RLock()
+        self._unfinished: dict[str, PersonaLabError] = {}
         self.library = Library(home, readonly=readonly)
         self.supervisor = Supervisor(home, self._on_event, self._on_end, self._before_start)
         self.catalog = catalog.Catalog(home, self.library)
@@ -432,12 +434,18 @@ class Engine:
         return run_id
 
     def wait(self, run_id: str, on_event: Callable[[AnyEvent], None] | None = None, offset: int = 0) -> RunView:
-        """Block until a run is over, passing on its events."""
+        """Block until a run is over, passing on its events.
+
+        Raises:
+            WorkFailed: the run is done, but its variant could not be put into the library yet.
+        """
         while True:
             run = self.run(run_id)
             events, offset = self.events(run_id, offset)
             for event in events if on_event else ():
                 on_event(event)  # type: ignore[misc]
+            if run_id in self._unfinished:
+                raise self._unfinished[run_id]
             # the supervisor registers the variant a moment after the terminal record is written
             settled = run.kind != "train" or run.status != "done" or run.variant
             if run.status not in ACTIVE and settled:
@@ -450,11 +458,11 @@ class Engine:
     def _on_end(self, run_id: str) -> None:
         try:
             self.catalog.finish(self.supervisor.view(run_id))
-        except PersonaLabError as error:
+        except (PersonaLabError, OSError) as error:
             # the artifact stays in the run's folder; `recover` tries again at the next start
-            import sys
-
-            print(f"persona-lab: run {run_id} is done but could not be put into the library: {error}", file=sys.stderr)
+            told = f"Run {run_id} is done, but its variant could not be put into the library: {error}."
+            self._unfinished[run_id] = WorkFailed(told, "Mend that and start again: it will be found.")
+            print(f"persona-lab: {told}", file=sys.stderr)
 
     def _before_start(self) -> None:
         """Training and chat share an accelerator: the chat worker gives its memory back before a run starts."""

@@ -89,7 +89,7 @@ class _Browser:
                 on = gr.Button("More →", size="sm", min_width=80)
             gr.Markdown("#### As the model sees it")
             self.mask = gr.HTML(elem_id="mask")
-            self.fetch = gr.Button("Fetch the starter model (about 140 MB)", visible=False)
+            self.fetch = gr.Button("Fetch the starter model (about 90 MB)", visible=False)
         self.nothing = gr.HTML()
         drawn = [self.summary, self.table, self.where, self.mask, self.fetch, self.at]
         self.opened = [self.body, self.nothing, self.version]

@@ -240,3 +240,18 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(engine: Engine, tiny
     assert again[0].step == last + 1
     assert again[-1].step == again[-1].total
     assert engine.variant(run_id).kind == "adapter"
+
+
+def test_a_variant_that_cannot_be_registered_is_said_and_found_at_the_next_start(
+    ready_home: Home, tiny_model: Path
+) -> None:
+    from persona_lab.errors import WorkFailed
+
+    with Engine.open(ready_home.root) as engine:
+        (ready_home.root / "variants").write_text("a file where the folder should be")
+        run_id = engine.train("tam", "slow", base=str(tiny_model), settings={"steps": 1})
+        with pytest.raises(WorkFailed, match="could not be put into the library"):
+            engine.wait(run_id)
+    (ready_home.root / "variants").unlink()
+    with Engine.open(ready_home.root) as engine:
+        assert [variant.run for variant in engine.variants()] == [run_id]
