@@ -1,8 +1,8 @@
 """What a training run will cost: memory, time, disk. Light; a model of the work, calibrated on measurements.
 
-Calibrated on SmolLM2-135M with LoRA on two CPU cores with bf16 (4.2 examples a second of 184 tokens, 91 of them the
-shared system prompt, batches of 4) and on full fine-tuning there (3.5 examples a second, 3.6 GB). For other machines
-and models it is an extrapolation; `uncertainty` says how far to trust it.
+Calibrated on SmolLM2-135M with LoRA and full fine-tuning on two CPU cores with bf16 (about 230 tokens a second, the
+shared system prompt counted once a step). Cores differ by a factor of two; for other machines and models it is an
+extrapolation; `uncertainty` says how far to trust it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from persona_lab.types import BaseModelInfo, Conversation, Dataset, Estimate, Fi
 CHARACTERS_A_TOKEN = 4.0
 TURN_TOKENS = 5
 """What a chat template adds to a turn."""
-SYSTEM_TOKENS = 120
+SYSTEM_TOKENS = 200
 """An ordinary card; run once a step, whatever the batch."""
 UNKNOWN_DATASET = (240, 110.0, 60.0, 15)
 """Conversations, tokens and supervised tokens of each, validation conversations: assumed where there is no dataset."""
@@ -23,8 +23,8 @@ UNKNOWN_DATASET = (240, 110.0, 60.0, 15)
 PROCESS_BYTES = 700_000_000
 START_SECONDS = 8.0
 FETCH_SECONDS = 30.0
-CPU_CORE_FLOPS = {True: 131e9, False: 65e9}
-"""Sustained in training, by whether bf16 is fast; peaks are about three times this."""
+CPU_CORE_FLOPS = {True: 75e9, False: 37e9}
+"""Sustained in training, by whether bf16 is fast; from default runs on docs/measured.md's data and a shipped persona."""
 CUDA_FLOPS, MPS_FLOPS = 20e12, 1.5e12
 CUDA_STEP_SECONDS = 0.1
 """Small models on a GPU wait for the launch of their kernels, not for arithmetic."""
