@@ -24,7 +24,7 @@ PROCESS_BYTES = 700_000_000
 START_SECONDS = 8.0
 FETCH_SECONDS = 30.0
 CPU_CORE_FLOPS = {True: 75e9, False: 37e9}
-"""Sustained in training, by whether bf16 is fast; from default runs on docs/measured.md's data and a shipped persona."""
+"""Sustained in training, by whether bf16 is fast; from default runs on two sets of data."""
 CUDA_FLOPS, MPS_FLOPS = 20e12, 1.5e12
 CUDA_STEP_SECONDS = 0.1
 """Small models on a GPU wait for the launch of their kernels, not for arithmetic."""
