@@ -6,7 +6,7 @@ its backup loses nothing, and a run that finished while no page was there still 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -267,32 +267,6 @@ class Catalog:
         rows = [conversation.model_dump(mode="json") for conversation in dataset.conversations[:INSPECT_ROWS]]
         return {**summary, "reply_words": quartiles, "first_rows": rows}
 
-    def probe_dataset(self, variants: Sequence[Variant]) -> Dataset | None:
-        """The dataset whose test split the variants are scored on: the newest of their persona.
-
-        Raises:
-            BadInput: a variant was trained on one of its test conversations (of another version); names the rows.
-        """
-        summaries = self.datasets(variants[0].persona)
-        if not summaries:
-            return None
-        newest = self.dataset(summaries[0].id)
-        held_out = {_text(conversation): conversation.id for conversation in newest.of("test")}
-        for variant in variants:
-            if variant.kind == "base" or not variant.dataset or variant.dataset == newest.id:
-                continue
-            if self.library.get("datasets", variant.dataset) is None:
-                continue
-            seen = {_text(conversation) for conversation in self.dataset(variant.dataset).of("train")}
-            leaked = sorted(held_out[text] for text in seen & set(held_out))
-            if leaked:
-                raise BadInput(
-                    f"{variant.name!r} was trained on {len(leaked)} conversations that are held out in {newest.id}: "
-                    f"{', '.join(leaked[:5])}.",
-                    f"Train it again on {newest.id}.",
-                )
-        return newest
-
     # --- variants --------------------------------------------------------------------------------
 
     def variants(self, persona_id: str | None = None) -> list[Variant]:
@@ -416,7 +390,3 @@ class Catalog:
         row_id = path.name.removesuffix(".summary.json")
         if self.library.get(table, row_id) is None:
             self.library.put(table, model.model_validate_json(path.read_bytes()).model_dump(mode="json"))
-
-
-def _text(conversation: Any) -> tuple[tuple[str, str], ...]:
-    return tuple((m.role, " ".join(m.content.lower().split())) for m in conversation.messages)

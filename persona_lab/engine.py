@@ -328,7 +328,7 @@ class Engine:
         """Queue the evaluation of variants of one persona; gives the run's id. `report` writes HTML, Markdown, JSON.
 
         Raises:
-            UnknownName. BadInput: several personas at once, no held-out data, or a variant that saw the probes.
+            UnknownName. BadInput: none, or of several personas. A variant that saw the probes fails in the worker.
         """
         variants = list(dict.fromkeys(self.variant(variant_id) for variant_id in variant_ids))
         if not variants:
@@ -343,7 +343,7 @@ class Engine:
         for evaluator in chosen:
             self.plugins.get("evaluator", evaluator)
         persona = self.persona(variants[0].persona)
-        dataset = self.catalog.probe_dataset(variants)
+        dataset = self._newest_dataset(persona.id)
         if report and not any(variant.kind == "base" for variant in variants):
             variants.insert(0, self.base_variant(persona.id, variants[0].base))
         return self._submit(

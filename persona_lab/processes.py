@@ -1,16 +1,19 @@
-"""How worker processes are started: their environment and their process group. Starts nothing itself."""
+"""What processes of ours have in common: how workers are started, and what one has used. Starts nothing itself."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from typing import Any
+
+import psutil
 
 SPIN = "3000"
 """How long OpenMP threads spin for work before they sleep (GNU's GOMP_SPINCOUNT).
 
-Measured, seconds a LoRA step on two cores, alone / beside one busy process: library default 0.95 / over 7; 3000: 0.85 /
-2.4; OMP_WAIT_POLICY=PASSIVE: 1.35 / 1.25. A browser beside the training is the normal case here.
+With the library's default (about 300,000) a training step takes several times as long as soon as anything else wants a
+core, and a browser beside the training is the normal case here; without any spinning it is slow when alone.
 """
 
 
@@ -25,3 +28,13 @@ def own_group() -> dict[str, Any]:
     if os.name == "nt":
         return {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
     return {"start_new_session": True}
+
+
+def peak_memory() -> int:
+    """The largest resident size of this process so far, in bytes."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
-import os
 import signal
 import sys
 import time
@@ -23,6 +22,7 @@ from persona_lab.events import Done, Event, EventLog, Failed, Log, Phase, Starte
 from persona_lab.home import Home
 from persona_lab.jobs import EXIT_DISK_FULL, read_job
 from persona_lab.plugins import Plugins
+from persona_lab.processes import peak_memory
 from persona_lab.types import Job
 
 QUIET_SECONDS = 0.2
@@ -74,16 +74,6 @@ class WorkerReporter:
         """Raise Cancelled if the user asked to stop."""
         if (self.folder / "cancel").exists():
             raise Cancelled("Stopped on request.")
-
-
-def peak_memory() -> int:
-    """The largest resident size of this process so far, in bytes."""
-    if os.name == "nt":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
 def run_job(job: Job, reporter: WorkerReporter, plugins: Plugins) -> dict[str, Any]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import psutil
 import torch
 
+from persona_lab import processes
 from persona_lab.errors import OutOfMemory
 
 CPU_MESSAGES = ("not enough memory", "can't allocate memory", "out of memory")
@@ -18,12 +17,7 @@ def peak_memory(device: str) -> int:
     """Bytes: the most this process has held so far, on the accelerator for `cuda`, else of main memory."""
     if device == "cuda":
         return int(torch.cuda.max_memory_allocated())
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
+    return processes.peak_memory()
 
 
 @contextmanager

@@ -154,10 +154,6 @@ def test_json_is_one_document_and_progress_is_elsewhere(cli, ready_home: Home, t
     assert 0 < document["trainable_parameters"] < document["total_parameters"]
     variant = json.loads(cli("variants", "list", "--json").stdout)[0]
     assert {"id", "name", "persona", "strategy", "base", "run", "created"} <= set(variant)
-    said = cli("say", variant["id"], "base-tam", "--prompt", "Hello?", "--max-new-tokens", "8", "--json")
-    # base-tam is the starter under the card; this test has no starter, so only the trained pane is asked when offline
-    if said.returncode == 0:
-        assert {row["variant"] for row in json.loads(said.stdout)} == {variant["id"], "base-tam"}
     said = cli("say", variant["id"], "--prompt", "Hello?", "--max-new-tokens", "8", "--seed", "5", "--json")
     row = json.loads(said.stdout)[0]
     assert set(row) == {"variant", "adapter", "prompt", "reply", "tokens", "seconds", "first_token_seconds", "seed"}

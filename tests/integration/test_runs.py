@@ -255,3 +255,17 @@ def test_a_variant_that_cannot_be_registered_is_said_and_found_at_the_next_start
     (ready_home.root / "variants").unlink()
     with Engine.open(ready_home.root) as engine:
         assert [variant.run for variant in engine.variants()] == [run_id]
+
+
+def test_a_variant_that_saw_the_probes_is_not_scored(engine: Engine, tiny_model: Path, tmp_path: Path) -> None:
+    run = engine.wait(engine.train("tam", "slow", base=str(tiny_model), settings={"steps": 1}))
+    assert run.status == "done", run.message
+    seen = engine.dataset("tam-v1").of("train")[0]
+    rows = [{"messages": [m.model_dump() for m in c.messages]} for c in engine.dataset("tam-v1").conversations]
+    for row in rows:
+        row["split"] = "test" if row["messages"][0]["content"] == seen.messages[0].content else "train"
+    (tmp_path / "again.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    engine.import_dataset(tmp_path / "again.jsonl", "tam")
+    scored = engine.wait(engine.evaluate([run.variant], quick=True))
+    assert (scored.status, scored.cause) == ("failed", "bad_data")
+    assert "trained on" in scored.message

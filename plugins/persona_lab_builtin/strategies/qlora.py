@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-
 from persona_lab.api import (
     Artifact,
     BaseModelInfo,
     Dataset,
     Estimate,
-    FitSettings,
     Machine,
     Persona,
     Problem,
@@ -17,21 +14,7 @@ from persona_lab.api import (
     TrainContext,
     TrainJob,
 )
-
-
-class QLoRAConfig(FitSettings):
-    """Settings of `qlora`; the fit loop's are in `FitSettings`."""
-
-    rank: int = Field(16, ge=1, le=512, description="Size of the added matrices: more can hold more, and costs more.")
-    alpha: float = Field(
-        32.0, gt=0, le=2048, description="How strongly the added matrices count; usually twice the rank."
-    )
-    dropout: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Share of the added matrices' input that is left out at random, against overfitting.",
-    )
+from persona_lab_builtin.strategies.lora import LoRAConfig
 
 
 class QLoRAStrategy(Strategy):
@@ -41,9 +24,9 @@ class QLoRAStrategy(Strategy):
     title = "QLoRA (4-bit base)"
     summary = "For big models on one graphics card: the base is squeezed to 4 bits while LoRA learns beside it."
     rank = 50
-    Config = QLoRAConfig
+    Config = LoRAConfig
 
-    def check(self, config: QLoRAConfig, persona: Persona, dataset: Dataset | None, machine: Machine) -> list[Problem]:
+    def check(self, config: LoRAConfig, persona: Persona, dataset: Dataset | None, machine: Machine) -> list[Problem]:
         """Remarks on the dataset; on a CPU, that plain LoRA is the better choice."""
         from persona_lab.api import data_problems
 
@@ -56,7 +39,7 @@ class QLoRAStrategy(Strategy):
             problems.append(Problem(message=message, fix="Use `lora`."))
         return problems
 
-    def estimate(self, config: QLoRAConfig, base: BaseModelInfo, dataset: Dataset | None, machine: Machine) -> Estimate:
+    def estimate(self, config: LoRAConfig, base: BaseModelInfo, dataset: Dataset | None, machine: Machine) -> Estimate:
         """See `estimate_training` and `lora_parameters` in the toolkit."""
         from persona_lab.api import estimate_training, lora_parameters
 
@@ -69,7 +52,7 @@ class QLoRAStrategy(Strategy):
         """Train the adapter on the 4-bit base and save it; the artifact says which base it belongs to."""
         from persona_lab.api import attach_lora
 
-        config: QLoRAConfig = job.settings
+        config: LoRAConfig = job.settings
         base = ctx.load_base(quantization="nf4")
         model = attach_lora(base, rank=config.rank, alpha=config.alpha, dropout=config.dropout)
         return ctx.save_adapter(model, ctx.fit(model, config, job.stage))
