@@ -96,6 +96,9 @@ def test_a_first_hour(app: App, new_page: Opener) -> None:
     assert re.search(r"-?\d\.\d{3} to -?\d\.\d{3}", table.inner_text())
 
     tab(page, "Chat")
+    # the new variant stands beside the base without anybody choosing it
+    expect(page.locator("#pane-1 input")).to_have_value(re.compile("LoRA"))
+    expect(page.locator("#pane-2 input")).to_have_value(re.compile("^Base model"))
     page.get_by_label("Your message").fill("Who are you?")
     page.get_by_label("Your message").press("Enter")
     stamps = [page.locator(f"#chat-{pane} .pl-stamp").last for pane in (1, 2)]
@@ -105,6 +108,7 @@ def test_a_first_hour(app: App, new_page: Opener) -> None:
     assert adapter.startswith("lora")
     assert base.startswith("base")
     assert app.memory() < MEMORY_LIMIT
+    page.context.close()  # a page left open would rightly complain that its server is gone
     assert app.stop() == 0
 
 
