@@ -232,22 +232,27 @@ class EvalContext(Reporter, Protocol):
     machine: Machine
     seed: int
     quick: bool
+    settings: Any
+    """The evaluator's validated Config."""
 
     def loglikelihood(
         self, variant: Variant | None, items: Sequence[tuple[Sequence[Message], str]]
     ) -> list[LogLikelihood]:
         """Of each (messages, reply) under the variant, or under the base with the persona's card if None.
 
-        The variant's own system prompt and examples are put before the messages. Results are cached for the run, so
-        that evaluators may ask for the same items again.
+        The variant's own system prompt and examples are put before the messages. Results are kept on disk by what went
+        in (weights, prompt, reply), so evaluators may ask for the same items again, in this run or a later one.
         """
 
     def generate(self, variant: Variant | None, prompts: Sequence[Sequence[Message]], sampling: Sampling) -> list[str]:
-        """One reply a prompt; cached for the run."""
+        """One reply a prompt; kept on disk by what went in, like likelihoods."""
 
 
 class Evaluator(ABC):
-    """Turns a variant and probes into metrics with confidence intervals."""
+    """Turns a variant and probes into metrics with confidence intervals.
+
+    `Config` makes its form in the page and `--set id.key=value`; the validated instance is `ctx.settings`.
+    """
 
     id: ClassVar[str]
     title: ClassVar[str]

@@ -67,6 +67,10 @@ class Home:
         return self.root / "reports" / report_id
 
     @property
+    def score_cache(self) -> Path:
+        return self.root / "cache" / "scores.sqlite"
+
+    @property
     def exports(self) -> Path:
         return self.root / "exports"
 

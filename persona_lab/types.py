@@ -315,6 +315,8 @@ class Variant(Frozen):
     seed: int = 0
     created: str = ""
     bytes: int = 0
+    control: bool = False
+    """Trained for somebody else and scored here as a wrong character: it tests the measure, not the variant."""
 
 
 # --- evaluation -----------------------------------------------------------------------------------
@@ -361,6 +363,10 @@ class Metric(Frozen):
     reference: float | None = None
     note: str = ""
     items: tuple[ItemScore, ...] = ()
+    title: str = ""
+    """For people; empty: the metric's name."""
+    compared: bool = True
+    """False: it has a better direction, but is a second view of something that variants are compared on already."""
 
 
 class Comparison(Frozen):
@@ -463,6 +469,8 @@ class Job(Frozen):
     config: dict[str, Any] = Field(default_factory=dict)
     variants: tuple[Variant, ...] = ()
     evaluators: tuple[str, ...] = ()
+    evaluator_settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Settings by evaluator id; what is absent keeps its default."""
     quick: bool = False
     report: bool = False
     """Evaluate: also write the HTML, Markdown and JSON report."""

@@ -1,17 +1,19 @@
-"""What evaluators get in the worker: likelihoods and replies of variants and of their base, each computed once a run.
+"""What evaluators get in the worker: likelihoods and replies of variants and of their base, each computed once.
 
-Results are cached by what really went in (weights and the whole prompt), so evaluators may ask again, and a variant
-that only changes the prompt shares its base's results. Models are loaded once a base; writes nothing to disk.
+Results are kept by what really went in (weights and the whole prompt), in memory and on disk, so evaluators may ask
+again, also in a later run, and a variant that only changes the prompt shares its base's results.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from persona_lab.api import Reporter
+from persona_lab.api import NoSettings, Reporter
 from persona_lab.datasets.rendering import ChatRenderer
+from persona_lab.evaluation.score_cache import ScoreCache, key_of
 from persona_lab.home import Home
 from persona_lab.inference.decoding import generate
 from persona_lab.inference.loading import VariantHost
@@ -22,8 +24,8 @@ from persona_lab.personas.prompt import system_prompt
 from persona_lab.types import BaseModelInfo, Dataset, LogLikelihood, Machine, Message, Persona, Sampling, Variant
 
 Item = tuple[Sequence[Message], str]
-_ITEMS_AT_ONCE = 48
-"""Items scored between two looks at whether the user cancelled."""
+_ITEMS_AT_ONCE = 160
+"""Items scored between two looks at whether the user cancelled; what is scored is on disk after each."""
 _PROMPTS_AT_ONCE = 20
 _TOKENS_BETWEEN_LOOKS = 64
 
@@ -34,8 +36,8 @@ class Models:
     def __init__(self, home: Home, machine: Machine, reporter: Reporter) -> None:
         self._home, self._machine, self._reporter = home, machine, reporter
         self._bases: dict[str, tuple[BaseModelInfo, VariantHost, ChatRenderer]] = {}
-        self.likelihoods: dict[tuple[Any, ...], LogLikelihood] = {}
-        self.replies: dict[tuple[Any, ...], str] = {}
+        self._known: dict[str, Any] = {}
+        self._disk = ScoreCache(home.score_cache, reporter)
 
     def of(self, base: str) -> tuple[BaseModelInfo, VariantHost, ChatRenderer]:
         """The base's description, its host and its renderer; fetched and loaded on first use.
@@ -49,6 +51,23 @@ class Models:
             host = VariantHost(info, self._machine, self._home)
             self._bases[base] = (info, host, ChatRenderer(Path(info.path)))
         return self._bases[base]
+
+    def weights(self, variant: Variant) -> tuple[str, ...]:
+        """What decides a result besides the prompt: the weights' own fingerprint, and the arithmetic."""
+        _, host, _ = self.of(variant.base)
+        arithmetic = "bf16" if self._machine.bf16 else "fp32"
+        return (host.base_fingerprint, host.weights_key(variant), self._machine.device, arithmetic)
+
+    def known(self, keys: Sequence[str]) -> dict[str, Any]:
+        """What has been computed before, by key: JSON values."""
+        unknown = [key for key in dict.fromkeys(keys) if key not in self._known]
+        self._known |= self._disk.get(unknown)
+        return self._known
+
+    def keep(self, results: dict[str, Any]) -> None:
+        """Keep JSON values by key, in memory and on disk."""
+        self._known |= results
+        self._disk.put(results)
 
 
 class VariantContext:
@@ -73,7 +92,14 @@ class VariantContext:
         self._models, self._reporter = models, reporter
         self.persona, self.dataset, self.machine = persona, dataset, machine
         self.seed, self.quick = seed, quick
+        self.settings: Any = NoSettings()
         self.base_variant = base_of(subject, persona)
+
+    def with_settings(self, settings: Any) -> VariantContext:
+        """The same context for an evaluator with these settings."""
+        other = copy.copy(self)
+        other.settings = settings
+        return other
 
     def phase(self, title: str, total: int | None = None) -> None:
         """Begin a part of the work."""
@@ -91,40 +117,57 @@ class VariantContext:
         """Of each (messages, reply) under the variant, or the base; only what was not asked before is computed."""
         chosen = variant or self.base_variant
         full = [(tuple(messages_for(chosen, messages)), reply) for messages, reply in items]
-        keys = [(*_weights(chosen), messages, reply) for messages, reply in full]
-        cache = self._models.likelihoods
-        missing = list(dict.fromkeys(i for i, key in enumerate(keys) if key not in cache))
-        # Sorted by length, so that a batch holds no padding.
-        missing.sort(key=lambda i: sum(len(m.content) for m in full[i][0]) + len(full[i][1]))
-        if missing:
-            _, host, renderer = self._models.of(chosen.base)
-            with host.model_for(_or_none(chosen)) as model:
-                for start in range(0, len(missing), _ITEMS_AT_ONCE):
-                    part = missing[start : start + _ITEMS_AT_ONCE]
-                    self.step(start, len(missing), stage="scoring")
-                    for i, result in zip(part, loglikelihood(model, renderer, [full[i] for i in part]), strict=True):
-                        cache[keys[i]] = result
-            self.step(len(missing), len(missing), stage="scoring")
-        return [cache[key] for key in keys]
+        weights = self._models.weights(chosen)
+        keys = [key_of("likelihood", weights, _plain(messages), reply) for messages, reply in full]
+
+        def score(model: Any, renderer: ChatRenderer, part: Sequence[int], done: int, total: int) -> list[Any]:
+            self.step(done, total, stage="scoring")
+            scored = loglikelihood(model, renderer, [full[i] for i in part])
+            return [[result.total, result.tokens, result.bytes] for result in scored]
+
+        # By prompt, then by length: what shares a prompt is computed together, and a batch holds little padding.
+        order = sorted(range(len(full)), key=lambda i: (sum(len(m.content) for m in full[i][0]), keys[i]))
+        order = _together(order, [full[i][0] for i in range(len(full))])
+        found = self._computed(chosen, keys, order, _ITEMS_AT_ONCE, "scoring", score)
+        return [LogLikelihood(total=total, tokens=tokens, bytes=size) for total, tokens, size in found]
 
     def generate(self, variant: Variant | None, prompts: Sequence[Sequence[Message]], sampling: Sampling) -> list[str]:
         """One reply a prompt under the variant, or the base; only what was not asked before is computed."""
         chosen = variant or self.base_variant
         full = [tuple(messages_for(chosen, messages)) for messages in prompts]
-        keys = [(*_weights(chosen), messages, sampling) for messages in full]
-        cache = self._models.replies
-        missing = [i for i, key in enumerate(keys) if key not in cache]
+        weights = self._models.weights(chosen)
+        drawn = sampling.model_dump(mode="json")
+        keys = [key_of("reply", weights, _plain(messages), drawn) for messages in full]
+
+        def write(model: Any, renderer: ChatRenderer, part: Sequence[int], done: int, total: int) -> list[Any]:
+            look = self._looker(done, total)
+            return [r.text for r in generate(model, renderer, [full[i] for i in part], sampling, on_token=look)]
+
+        # rows of similar length share a batch, so that little is padded
+        order = sorted(range(len(full)), key=lambda i: (sum(len(m.content) for m in full[i]), keys[i]))
+        return self._computed(chosen, keys, order, _PROMPTS_AT_ONCE, "writing", write)
+
+    def _computed(
+        self,
+        chosen: Variant,
+        keys: Sequence[str],
+        order: Sequence[int],
+        at_once: int,
+        stage: str,
+        compute: Callable[[Any, ChatRenderer, Sequence[int], int, int], list[Any]],
+    ) -> list[Any]:
+        """The result of each key; what is missing is computed `at_once` a time, and kept as soon as it is there."""
+        known = self._models.known(keys)
+        missing = list({keys[i]: i for i in order if keys[i] not in known}.values())
         if missing:
             _, host, renderer = self._models.of(chosen.base)
             with host.model_for(_or_none(chosen)) as model:
-                for start in range(0, len(missing), _PROMPTS_AT_ONCE):
-                    part = missing[start : start + _PROMPTS_AT_ONCE]
-                    look = self._looker(start, len(missing))
-                    written = generate(model, renderer, [full[i] for i in part], sampling, on_token=look)
-                    for i, reply in zip(part, written, strict=True):
-                        cache[keys[i]] = reply.text
-            self.step(len(missing), len(missing), stage="writing")
-        return [cache[key] for key in keys]
+                for start in range(0, len(missing), at_once):
+                    part = missing[start : start + at_once]
+                    results = compute(model, renderer, part, start, len(missing))
+                    self._models.keep({keys[i]: result for i, result in zip(part, results, strict=True)})
+            self.step(len(missing), len(missing), stage=stage)
+        return [known[key] for key in keys]
 
     def _looker(self, done: int, total: int) -> Any:
         """A callback for each token that now and then reports, and so notices a wish to cancel."""
@@ -158,11 +201,16 @@ def base_of(variant: Variant, persona: Persona) -> Variant:
     )
 
 
-def _weights(variant: Variant) -> tuple[str, ...]:
-    """What tells two sets of weights apart; base and prompt variants share the base's."""
-    if variant.kind in ("base", "prompt"):
-        return (variant.base,)
-    return (variant.base, variant.kind, variant.path, variant.fingerprint, variant.quantization or "")
+def _plain(messages: Sequence[Message]) -> list[list[str]]:
+    return [[message.role, message.content] for message in messages]
+
+
+def _together(order: Sequence[int], prompts: Sequence[Sequence[Message]]) -> list[int]:
+    """The same indices with those of equal prompts next to each other, prompts in the order of their first index."""
+    groups: dict[tuple[Message, ...], list[int]] = {}
+    for index in order:
+        groups.setdefault(tuple(prompts[index]), []).append(index)
+    return [index for group in groups.values() for index in group]
 
 
 def _or_none(variant: Variant) -> Variant | None:

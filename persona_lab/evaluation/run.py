@@ -6,6 +6,7 @@ An evaluator is a plugin: if it fails, that is reported and the others go on.
 from __future__ import annotations
 
 import json
+import math
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,25 +15,35 @@ from typing import Any
 
 from persona_lab.api import Evaluator, Reporter
 from persona_lab.datasets.store import load_dataset
-from persona_lab.errors import BadInput, Cancelled, DiskFull, OutOfMemory, PluginFailed
+from persona_lab.errors import BadInput, BadModel, Cancelled, DiskFull, OutOfMemory, PersonaLabError, PluginFailed
 from persona_lab.evaluation.compare import compare_all
 from persona_lab.evaluation.context import Models, VariantContext
+from persona_lab.evaluation.health import check_weights
 from persona_lab.evaluation.history import job_of
 from persona_lab.evaluation.probes import build_probes, check_leaks, sample_probes, spread
 from persona_lab.evaluation.report import Evaluated, write_report
 from persona_lab.home import Home, write_atomic
 from persona_lab.models.machine import worker_machine
+from persona_lab.settings import validate_settings
 from persona_lab.types import Dataset, Job, Metric, Persona, Probe, Sampling, Variant
 
 SAMPLES = 6
 """Reply probes whose replies the report shows side by side."""
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    """An evaluator and its validated settings."""
+
+    evaluator: Evaluator
+    settings: Any
+
+
 @dataclass
 class _Scores:
     metrics: dict[str, list[Metric]] = field(default_factory=dict)
     failed: dict[str, list[dict[str, str]]] = field(default_factory=dict)
-    details: list[PluginFailed] = field(default_factory=list)
+    details: list[PersonaLabError] = field(default_factory=list)
 
 
 def run(job: Job, reporter: Reporter, plugins: Any) -> dict[str, Any]:
@@ -47,12 +58,13 @@ def run(job: Job, reporter: Reporter, plugins: Any) -> dict[str, Any]:
 
     Raises:
         BadInput: no variants, variants of several personas, or probes that a variant was trained on.
-        PluginFailed: every evaluator failed. Cancelled, OutOfMemory, DiskFull
+        BadSetting: before anything is scored. BadModel, PluginFailed: nothing at all could be scored.
+        Cancelled, OutOfMemory, DiskFull
     """
     home = Home.resolve(job.home)
     persona, dataset = _subject(job)
     reporter.phase("Collecting probes", None)
-    evaluators = [plugins.get("evaluator", name) for name in job.evaluators] or list(plugins.all("evaluator"))
+    evaluators = _evaluators(job, plugins)
     probes = sample_probes(build_probes(persona, dataset), job.quick)
     _check_training_data(job, dataset, home, reporter)
     machine = worker_machine(home.root)
@@ -69,13 +81,19 @@ def run(job: Job, reporter: Reporter, plugins: Any) -> dict[str, Any]:
     whole = {**result, "variants": [_entry(v, scores, items=True) for v in job.variants]}
     write_atomic(home.run(job.id) / "metrics.json", json.dumps(whole, ensure_ascii=False))
     if job.report:
-        samples = _samples(job, probes, contexts, reporter)
+        samples = _samples(job, [v for v in job.variants if v.id in scores.metrics], probes, contexts, reporter)
         folder = Path(job.out) if job.out else home.report(job.id)
         evaluated = Evaluated(
             job, persona, machine, home, job.variants, scores.metrics, scores.failed, comparisons, probes, samples
         )
         result["report"] = write_report(evaluated, folder)
     return result
+
+
+def _evaluators(job: Job, plugins: Any) -> list[_Chosen]:
+    found = [plugins.get("evaluator", name) for name in job.evaluators] or list(plugins.all("evaluator"))
+    given = job.evaluator_settings
+    return [_Chosen(e, validate_settings(e.Config, given.get(e.id, {}), f"evaluator {e.id!r}")) for e in found]
 
 
 def _subject(job: Job) -> tuple[Persona, Dataset | None]:
@@ -113,22 +131,32 @@ def _check_training_data(job: Job, dataset: Dataset | None, home: Home, reporter
 
 def _score_all(
     variants: Sequence[Variant],
-    evaluators: Sequence[Evaluator],
+    evaluators: Sequence[_Chosen],
     probes: Sequence[Probe],
     contexts: dict[str, VariantContext],
     reporter: Reporter,
 ) -> _Scores:
+    """Every evaluator on every variant; whatever fails is recorded, and the rest goes on."""
     scores = _Scores()
+
+    def failed(variant: Variant, evaluator: str, failure: PersonaLabError) -> None:
+        reporter.log(failure.message, "error")
+        entry = {"evaluator": evaluator, "message": f"{failure.message} {failure.fix}".strip()}
+        scores.failed.setdefault(variant.id, []).append(entry)
+        scores.details.append(failure)
+
     for variant in variants:
-        for evaluator in evaluators:
+        try:
+            check_weights(variant)
+        except BadModel as failure:
+            failed(variant, "", failure)
+            continue
+        for chosen in evaluators:
+            context = contexts[variant.id].with_settings(chosen.settings)
             try:
-                metrics = _score(evaluator, variant, probes, contexts[variant.id])
-            except PluginFailed as failure:
-                reporter.log(failure.message, "error")
-                scores.failed.setdefault(variant.id, []).append({"evaluator": evaluator.id, "message": failure.message})
-                scores.details.append(failure)
-            else:
-                scores.metrics.setdefault(variant.id, []).extend(metrics)
+                scores.metrics.setdefault(variant.id, []).extend(_score(chosen.evaluator, variant, probes, context))
+            except (PluginFailed, BadModel, BadInput) as failure:
+                failed(variant, chosen.evaluator.id, failure)
     if scores.details and not any(scores.metrics.values()):
         raise scores.details[0]
     return scores
@@ -136,8 +164,8 @@ def _score_all(
 
 def _score(evaluator: Evaluator, variant: Variant, probes: Sequence[Probe], context: VariantContext) -> list[Metric]:
     try:
-        return [Metric.model_validate(metric) for metric in evaluator.score(variant, probes, context)]
-    except (Cancelled, OutOfMemory, DiskFull, MemoryError):
+        metrics = [Metric.model_validate(metric) for metric in evaluator.score(variant, probes, context)]
+    except (Cancelled, OutOfMemory, DiskFull, MemoryError, BadModel, BadInput):
         raise
     except Exception as error:  # the plugin border: whatever an evaluator raises is its own failure, not the run's
         if type(error).__name__ == "OutOfMemoryError":  # torch's; the worker names it and says what would fit
@@ -146,6 +174,16 @@ def _score(evaluator: Evaluator, variant: Variant, probes: Sequence[Probe], cont
         raise PluginFailed(
             message, "The other evaluators are not affected.", plugin=evaluator.id, details=traceback.format_exc()
         ) from error
+    return [_finite(metric) for metric in metrics]
+
+
+def _finite(metric: Metric) -> Metric:
+    """A value that is no number is withheld: it would turn every mean, plot and comparison into nonsense."""
+    numbers = [metric.value, metric.low, metric.high, *(item.value for item in metric.items)]
+    if all(number is None or math.isfinite(number) for number in numbers):
+        return metric
+    note = f"{metric.note} Withheld: the scores are not numbers (NaN or infinite).".strip()
+    return metric.model_copy(update={"value": None, "low": None, "high": None, "n": 0, "items": (), "note": note})
 
 
 def _entry(variant: Variant, scores: _Scores, items: bool) -> dict[str, Any]:
@@ -160,14 +198,18 @@ def _entry(variant: Variant, scores: _Scores, items: bool) -> dict[str, Any]:
 
 
 def _samples(
-    job: Job, probes: Sequence[Probe], contexts: dict[str, VariantContext], reporter: Reporter
+    job: Job,
+    variants: Sequence[Variant],
+    probes: Sequence[Probe],
+    contexts: dict[str, VariantContext],
+    reporter: Reporter,
 ) -> list[tuple[Probe, dict[str, str]]]:
     """What each variant answers to a few held-out prompts, with the seed that the chat would use."""
     replies = [p for p in probes if p.kind == "reply"] or [p for p in probes if p.kind == "adversarial"]
     chosen = spread(replies, [p.cluster for p in replies], SAMPLES, job.seed)
-    reporter.phase("Writing sample replies", len(job.variants))
+    reporter.phase("Writing sample replies", len(variants))
     written = {
         v.id: contexts[v.id].generate(v, [p.messages for p in chosen], Sampling(seed=job.seed, max_new_tokens=80))
-        for v in job.variants
+        for v in variants
     }
     return [(probe, {v: texts[i] for v, texts in written.items()}) for i, probe in enumerate(chosen)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +12,7 @@ from persona_lab_builtin.evaluators.break_character import BreakCharacter
 from persona_lab_builtin.evaluators.character_rules import CharacterRules, degenerate, speaks_for_user
 from persona_lab_builtin.evaluators.held_out_gain import HeldOutGain
 
-from persona_lab.api import Evaluator
-from persona_lab.errors import BadInput, Cancelled, PluginFailed
-from persona_lab.evaluation import run as evaluation_run
+from persona_lab.errors import BadInput
 from persona_lab.evaluation.compare import compare_all
 from persona_lab.evaluation.probes import build_probes, check_leaks
 from persona_lab.evaluation.style import StyleModel
@@ -23,7 +20,6 @@ from persona_lab.types import (
     Conversation,
     Dataset,
     ItemScore,
-    Job,
     LogLikelihood,
     Machine,
     Message,
@@ -317,76 +313,6 @@ def test_yes_no_items_use_mcnemar() -> None:
     a, b = [1.0] * 10 + [0.0] * 30, [0.0] * 40
     found = compare_all([variant("a"), variant("b")], {"a": [metric(a)], "b": [metric(b)]})
     assert found[0].p == pytest.approx(2 * 0.5**10)
-
-
-# --- the run's borders ----------------------------------------------------------------------------
-
-
-class Failing(Evaluator):
-    id, title, summary = "failing", "Failing", "Raises."
-
-    def score(self, variant: Variant, probes: Any, ctx: Any) -> Any:
-        raise RuntimeError("the moon is full")
-
-
-class Counting(Evaluator):
-    id, title, summary = "counting", "Counting", "Counts probes."
-
-    def score(self, variant: Variant, probes: Any, ctx: Any) -> Any:
-        yield metric([float(len(probes)), 1.0])
-
-
-class Cancelling(Evaluator):
-    id, title, summary = "cancelling", "Cancelling", "Is cancelled."
-
-    def score(self, variant: Variant, probes: Any, ctx: Any) -> Any:
-        raise Cancelled("Stopped.")
-
-
-class Chosen:
-    """Stands where the plugin manager does."""
-
-    def __init__(self, *evaluators: Evaluator) -> None:
-        self._evaluators = evaluators
-
-    def all(self, kind: str) -> list[Evaluator]:
-        return list(self._evaluators)
-
-
-def job(persona: Persona, home: Path, *variants: Variant) -> Job:
-    return Job(id="r1", kind="evaluate", name="eval", home=str(home), created="", persona=persona, variants=variants)
-
-
-def test_a_failing_evaluator_is_reported_and_the_others_go_on(
-    persona_factory: Callable[..., Persona], tmp_path: Path, reporter: Any
-) -> None:
-    result = evaluation_run.run(job(persona_factory(), tmp_path, variant()), reporter, Chosen(Failing(), Counting()))
-    entry = result["variants"][0]
-    assert entry["failed"] == [
-        {"evaluator": "failing", "message": "The evaluator 'failing' failed on 'V1': RuntimeError: the moon is full"}
-    ]
-    assert entry["metrics"][0]["n"] == 2
-    assert "items" not in entry["metrics"][0]
-    assert any("moon is full" in message for message in reporter.messages)
-    assert '"items"' in (tmp_path / "runs" / "r1" / "metrics.json").read_text(encoding="utf-8")
-
-
-def test_when_all_evaluators_fail_the_run_fails_with_the_traceback(
-    persona_factory: Callable[..., Persona], tmp_path: Path, reporter: Any
-) -> None:
-    with pytest.raises(PluginFailed, match="moon is full") as error:
-        evaluation_run.run(job(persona_factory(), tmp_path, variant()), reporter, Chosen(Failing()))
-    assert "Traceback" in error.value.details
-    with pytest.raises(Cancelled):
-        evaluation_run.run(job(persona_factory(), tmp_path, variant()), reporter, Chosen(Cancelling(), Counting()))
-
-
-def test_variants_of_two_personas_do_not_compare(
-    persona_factory: Callable[..., Persona], tmp_path: Path, reporter: Any
-) -> None:
-    stranger = variant("s").model_copy(update={"persona": "somebody_else"})
-    with pytest.raises(BadInput, match="different characters: tamsin, somebody_else"):
-        evaluation_run.run(job(persona_factory(), tmp_path, variant(), stranger), reporter, Chosen(Counting()))
 
 
 def test_leaks_between_versions_of_the_data_are_found() -> None:
