@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from persona_lab import catalog
+from persona_lab import catalog, evaluating
 from persona_lab.errors import BadInput, PersonaLabError, UnknownName, WorkFailed
 from persona_lab.events import AnyEvent, read_events
 from persona_lab.home import Home
@@ -324,25 +324,28 @@ class Engine:
         quick: bool = False,
         report: bool = False,
         out: str | Path | None = None,
+        settings: Mapping[str, Any] | None = None,
+        persona_id: str | None = None,
+        seed: int = 0,
     ) -> str:
-        """Queue the evaluation of variants of one persona; gives the run's id. `report` writes HTML, Markdown, JSON.
+        """Queue the evaluation of variants on one persona's probes; gives the run's id.
+
+        Args:
+            report: also write HTML, Markdown and JSON, with the base beside the variants.
+            settings: of evaluators, as `evaluator.setting`.
+            persona_id: whose probes; variants of other personas are then scored as wrong characters.
 
         Raises:
-            UnknownName. BadInput: none, or of several personas. A variant that saw the probes fails in the worker.
+            UnknownName, BadSetting. BadInput: none, or of several personas without `persona_id`. A variant that saw
+            the probes fails in the worker.
         """
-        variants = list(dict.fromkeys(self.variant(variant_id) for variant_id in variant_ids))
-        if not variants:
-            raise BadInput("No variant was named.", "Name at least one; see `persona-lab variants list`.")
-        personas = {variant.persona for variant in variants}
-        if len(personas) > 1:
-            raise BadInput(
-                f"These variants belong to several personas ({', '.join(sorted(personas))}).",
-                "Compare variants of one persona at a time.",
-            )
+        named = list(dict.fromkeys(self.variant(variant_id) for variant_id in variant_ids))
+        target = self.persona(persona_id) if persona_id else None
+        variants = evaluating.cast(named, target, {summary.id: summary.name for summary in self.personas()})
         chosen = tuple(evaluators) if evaluators else tuple(part.id for part in self.plugins.all("evaluator"))
         for evaluator in chosen:
             self.plugins.get("evaluator", evaluator)
-        persona = self.persona(variants[0].persona)
+        persona = target or self.persona(variants[0].persona)
         dataset = self._newest_dataset(persona.id)
         if report and not any(variant.kind == "base" for variant in variants):
             variants.insert(0, self.base_variant(persona.id, variants[0].base))
@@ -356,6 +359,8 @@ class Engine:
             base=variants[0].base,
             variants=tuple(variants),
             evaluators=chosen,
+            evaluator_settings=evaluating.evaluator_settings(self.plugins, chosen, settings or {}),
+            seed=seed,
             quick=quick,
             report=report,
             out=str(Path(out).resolve()) if out else "",

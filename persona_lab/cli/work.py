@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     from persona_lab.types import RunView, Variant
 
 commands = typer.Typer()
+EvaluatorsOption = Annotated[str, typer.Option("--evaluators", help="Ids, separated by commas; default: all.")]
+QuickOption = Annotated[bool, typer.Option("--quick", help="Fewer items: wider intervals, sooner.")]
+EvaluatorSetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="An evaluator's setting, as evaluator.key=value; may be repeated.")
+]
+WhoseOption = Annotated[
+    str | None,
+    typer.Option("--persona", help="Whose lines to score on; variants of other personas are wrong characters."),
+]
 runs_app = typer.Typer(no_args_is_help=True, help="Trainings, evaluations and exports.")
 
 
@@ -147,34 +156,49 @@ def runs_resume(run_id: str, home: HomeOption = None, as_json: JsonOption = Fals
 @commands.command("eval")
 def evaluate(
     variants: list[str],
-    evaluators: Annotated[str, typer.Option("--evaluators", help="Ids, separated by commas; default: all.")] = "",
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer items: wider intervals, sooner.")] = False,
+    evaluators: EvaluatorsOption = "",
+    quick: QuickOption = False,
+    set: EvaluatorSetOption = None,
+    persona: WhoseOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score variants on held-out data, with intervals."""
     from persona_lab.cli.terminal import print_metrics
+    from persona_lab.settings import parse_assignments
 
-    chosen = [part.strip() for part in evaluators.split(",") if part.strip()] or None
     with opened(home) as engine:
-        run = follow(engine, engine.evaluate(variants, chosen, quick))
+        settings = parse_assignments(set or ())
+        run = follow(engine, engine.evaluate(variants, _ids(evaluators), quick, settings=settings, persona_id=persona))
         require_done(run)
     show({"run": run.id, **run.result}, as_json, lambda: print_metrics(run.result))
+
+
+def _ids(text: str) -> list[str] | None:
+    """`a,b` as a list; None where nothing is named."""
+    return [part.strip() for part in text.split(",") if part.strip()] or None
 
 
 @commands.command()
 def compare(
     variants: list[str],
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the report.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer items: wider intervals, sooner.")] = False,
+    evaluators: EvaluatorsOption = "",
+    quick: QuickOption = False,
+    set: EvaluatorSetOption = None,
+    persona: WhoseOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """A report of several variants and the base: HTML, Markdown and JSON with plots."""
     from persona_lab.cli.terminal import print_metrics
+    from persona_lab.settings import parse_assignments
 
     with opened(home) as engine:
-        run = follow(engine, engine.evaluate(variants, None, quick, report=True, out=out))
+        settings = parse_assignments(set or ())
+        chosen = _ids(evaluators)
+        asked = engine.evaluate(variants, chosen, quick, report=True, out=out, settings=settings, persona_id=persona)
+        run = follow(engine, asked)
         require_done(run)
 
     def tell() -> None:
