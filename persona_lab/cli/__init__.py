@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from persona_lab.cli.bench import bench_strategies
 from persona_lab.cli.common import HomeOption, JsonOption, opened, show
 from persona_lab.cli.library import datasets_app, models_app, personas_app, variants_app
 from persona_lab.cli.work import commands, runs_app
@@ -83,6 +84,7 @@ def serve(
     serve_page(str(home) if home else None, host, port, share, not no_browser, "--debug" in sys.argv)
 
 
+app.command("bench-strategies")(bench_strategies)
 app.add_typer(commands)
 for _name, _group in (
     ("personas", personas_app),

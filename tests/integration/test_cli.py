@@ -76,6 +76,7 @@ def test_help_lists_every_command(cli) -> None:
         "compare",
         "say",
         "export",
+        "bench-strategies",
         "serve",
     ]
     for command in promised:
