@@ -53,19 +53,32 @@ class _Setup:
         with gr.Column(visible=False) as self.body:
             self.variants = gr.CheckboxGroup([], label="Variants to score", elem_id="evaluate-variants")
             self.evaluators = gr.CheckboxGroup(
-                choices, value=[part.id for part in parts], label="Measures", elem_classes=["pl-strategies"]
+                choices,
+                value=[part.id for part in parts],
+                label="Measures",
+                elem_id="evaluate-measures",
+                elem_classes=["pl-strategies"],
             )
             self.quick = gr.Checkbox(True, label="Quick", info="Fewer probes: faster, with wider intervals.")
+            self.controls = gr.Dropdown(
+                [],
+                value=[],
+                multiselect=True,
+                visible=False,
+                label="Wrong character, as a control",
+                info="A variant of somebody else, scored on these lines. A measure that lets it win measures genre.",
+                elem_id="evaluate-controls",
+            )
             self.problem = gr.HTML()
             self.start = gr.Button("Evaluate", variant="primary", size="lg", elem_id="evaluate-start")
-        self.opened = [self.nothing, self.body, self.variants]
-        self.inputs = [self.variants, self.evaluators, self.quick]
+        self.opened = [self.nothing, self.body, self.variants, self.controls]
+        self.inputs = [page.persona, self.variants, self.controls, self.evaluators, self.quick]
 
     def open(self, persona: str | None) -> tuple[Any, ...]:
         """Updates for `opened`: the persona's variants, newest first, and the base model."""
         if not persona:
             hint = "Pick a character in the Personas tab; its variants appear here."
-            return empty("Nobody is chosen yet", hint), gr.update(visible=False), gr.skip()
+            return empty("Nobody is chosen yet", hint), gr.update(visible=False), gr.skip(), gr.skip()
         found = self.page.engine.variants(persona)
         base = self.page.engine.base_variant(persona)
         choices = [(f"{v.name} ({v.strategy})", v.id) for v in found] + [("Base model, untrained", base.id)]
@@ -73,14 +86,28 @@ class _Setup:
         hint = (
             "" if found else empty("No variants yet", "Train one in the Train tab; the base model can be scored now.")
         )
-        return hint, gr.update(visible=True), gr.update(choices=choices, value=chosen)
+        others = self._others(persona)
+        controls = gr.update(choices=others, value=[], visible=bool(others))
+        return hint, gr.update(visible=True), gr.update(choices=choices, value=chosen), controls
 
-    def begin(self, variants: list[str], evaluators: list[str], quick: bool) -> tuple[Any, ...]:
+    def _others(self, persona: str) -> list[tuple[str, str]]:
+        """Trained variants of other personas: label and id."""
+        names = {summary.id: summary.name for summary in self.page.engine.personas()}
+        return [
+            (f"{names.get(v.persona, v.persona)}: {v.name} ({v.strategy})", v.id)
+            for v in self.page.engine.variants()
+            if v.persona != persona and v.kind in ("adapter", "weights")
+        ]
+
+    def begin(
+        self, persona: str, variants: list[str], controls: list[str] | None, evaluators: list[str], quick: bool
+    ) -> tuple[Any, ...]:
         """Start the run; a problem stays on the page."""
         try:
             if not evaluators:
                 raise BadInput("No measure is chosen.", "Tick at least one.")
-            run = self.page.engine.evaluate(variants, evaluators, quick=quick, report=True)
+            chosen = [*variants, *(controls or [])]
+            run = self.page.engine.evaluate(chosen, evaluators, quick=quick, report=True, persona_id=persona)
         except PersonaLabError as error:
             return gr.skip(), gr.skip(), error_box(error)
         return run, "", ""
