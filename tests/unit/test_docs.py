@@ -49,6 +49,21 @@ def test_the_plugin_in_the_readme_loads(home: Home) -> None:
     assert [info for info in plugins.infos() if info.status == "failed"] == []
 
 
+def test_the_evaluator_in_the_evaluation_page_loads(home: Home) -> None:
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs/evaluation.md").read_text(), flags=re.DOTALL)
+    assert code is not None
+    home.plugins.mkdir()
+    (home.plugins / "exclaims.py").write_text(code.group(1))
+    plugins = Plugins.load(home.plugins)
+    assert plugins.get("evaluator", "exclaims").title == "Exclaims"
+    assert [info for info in plugins.infos() if info.status == "failed"] == []
+
+
+def test_the_evaluation_page_names_every_evaluator() -> None:
+    text = (ROOT / "docs/evaluation.md").read_text()
+    assert [part.id for part in Plugins.load().all("evaluator") if f"`{part.id}`" not in text] == []
+
+
 def test_the_plugin_page_names_every_hook_and_real_toolkit_functions() -> None:
     from persona_lab import api
 
