@@ -20,6 +20,7 @@ from persona_lab.evaluation.compare import compare_all
 from persona_lab.evaluation.context import Models, VariantContext
 from persona_lab.evaluation.health import check_weights
 from persona_lab.evaluation.history import job_of
+from persona_lab.evaluation.languages import in_other_languages
 from persona_lab.evaluation.probes import build_probes, check_leaks, sample_probes, spread
 from persona_lab.evaluation.report import Evaluated, write_report
 from persona_lab.home import Home, write_atomic
@@ -65,7 +66,9 @@ def run(job: Job, reporter: Reporter, plugins: Any) -> dict[str, Any]:
     persona, dataset = _subject(job)
     reporter.phase("Collecting probes", None)
     evaluators = _evaluators(job, plugins)
-    probes = sample_probes(build_probes(persona, dataset), job.quick)
+    probes, notes = _probes(persona, dataset, job.quick)
+    for note in notes:
+        reporter.log(note, "warning")
     _check_training_data(job, dataset, home, reporter)
     machine = worker_machine(home.root)
     models = Models(home, machine, reporter)
@@ -77,6 +80,7 @@ def run(job: Job, reporter: Reporter, plugins: Any) -> dict[str, Any]:
     result: dict[str, Any] = {
         "variants": [_entry(v, scores, items=False) for v in job.variants],
         "comparisons": [c.model_dump(mode="json") for c in comparisons],
+        "notes": notes,
     }
     whole = {**result, "variants": [_entry(v, scores, items=True) for v in job.variants]}
     write_atomic(home.run(job.id) / "metrics.json", json.dumps(whole, ensure_ascii=False))
@@ -94,6 +98,21 @@ def _evaluators(job: Job, plugins: Any) -> list[_Chosen]:
     found = [plugins.get("evaluator", name) for name in job.evaluators] or list(plugins.all("evaluator"))
     given = job.evaluator_settings
     return [_Chosen(e, validate_settings(e.Config, given.get(e.id, {}), f"evaluator {e.id!r}")) for e in found]
+
+
+def _probes(persona: Persona, dataset: Dataset | None, quick: bool) -> tuple[list[Probe], list[str]]:
+    """The probes to ask, and what had to be left out, for people."""
+    built = build_probes(persona, dataset)
+    foreign = {probe.id for probe in in_other_languages(built, dataset)}
+    notes = []
+    if foreign:
+        replies = sum(probe.kind == "reply" for probe in built)
+        example = next(probe.reply for probe in built if probe.id in foreign)
+        notes.append(
+            f"{len(foreign)} of {replies} held-out lines seem to be in another language than the lines trained on "
+            f"({example[:60]!r}): they are left out, because a score on them says nothing about the character."
+        )
+    return sample_probes([probe for probe in built if probe.id not in foreign], quick), notes
 
 
 def _subject(job: Job) -> tuple[Persona, Dataset | None]:

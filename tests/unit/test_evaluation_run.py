@@ -12,11 +12,12 @@ from pydantic import Field
 from safetensors.numpy import save_file
 
 from persona_lab.api import Evaluator, Frozen
+from persona_lab.datasets.store import save_dataset
 from persona_lab.errors import BadInput, BadModel, BadSetting, Cancelled, PluginFailed
 from persona_lab.evaluation import run as evaluation_run
 from persona_lab.evaluation.score_cache import ScoreCache, key_of
 from persona_lab.models.weights import fingerprint
-from persona_lab.types import ItemScore, Job, Metric, Persona, Variant
+from persona_lab.types import Conversation, Dataset, ItemScore, Job, Message, Metric, Persona, Variant
 
 
 def variant(name: str = "v1", **changes: Any) -> Variant:
@@ -209,3 +210,27 @@ def test_scores_survive_the_process_and_a_broken_file_costs_only_time(tmp_path: 
     broken.put({key_of("a"): 1})
     assert broken.get([key_of("a")]) == {}
     assert sum("scores are not kept" in message for message in reporter.messages) == 1
+
+
+def test_held_out_lines_of_another_language_are_left_out_and_said(
+    persona_factory: Callable[..., Persona], tmp_path: Path, reporter: Any
+) -> None:
+    english = "It was the kettle that argued with the clock about the rain, and the clock was right again, friend."
+    german = "Ich habe den Schlüssel nirgends gefunden, obwohl wir doch alle Schubladen durchsucht haben, Nummer {}."
+    lines = [(f"{english} {i}", "train") for i in range(30)] + [(german.format(i), "test") for i in range(4)]
+    conversations = tuple(
+        Conversation(
+            id=f"c{i}",
+            split=split,
+            messages=(Message(role="user", content=f"Number {i}?"), Message(role="assistant", content=text)),
+        )
+        for i, (text, split) in enumerate(lines)
+    )
+    save_dataset(
+        tmp_path / "d.jsonl", Dataset(id="d", persona="tamsin", version=1, name="d", conversations=conversations)
+    )
+    work = job(persona_factory(), tmp_path, variant()).model_copy(update={"dataset": str(tmp_path / "d.jsonl")})
+    result = evaluation_run.run(work, reporter, Chosen(Counting()))
+    without = evaluation_run.run(job(persona_factory(), tmp_path, variant()), reporter, Chosen(Counting()))
+    assert "4 of 4 held-out lines seem to be in another language" in result["notes"][0]
+    assert result["variants"][0]["metrics"] == without["variants"][0]["metrics"]
