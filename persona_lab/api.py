@@ -30,6 +30,7 @@ from persona_lab.types import (
     BaseModelInfo,
     Conversation,
     Dataset,
+    Divergence,
     Estimate,
     Fact,
     FitResult,
@@ -82,6 +83,7 @@ _TOOLKIT = {
     "other_lines": "persona_lab.evaluation.probes",
     "match_lengths": "persona_lab.evaluation.probes",
     "spread": "persona_lab.evaluation.probes",
+    "measure_update": "persona_lab.evaluation.geometry",
     "StyleModel": "persona_lab.evaluation.style",
     "attach_lora": "persona_lab.training.lora",
     "adapted_layers": "persona_lab.training.lora",
@@ -247,6 +249,21 @@ class EvalContext(Reporter, Protocol):
     def generate(self, variant: Variant | None, prompts: Sequence[Sequence[Message]], sampling: Sampling) -> list[str]:
         """One reply a prompt; kept on disk by what went in, like likelihoods."""
 
+    def divergence(
+        self, variant: Variant, passages: Sequence[str | tuple[Sequence[Message], str]]
+    ) -> list[Divergence]:
+        """Of each plain text, or (messages, reply): KL(base || variant) over the whole vocabulary, teacher-forced.
+
+        Compares weights: no system prompt and no examples are used. Kept on disk by what went in.
+        """
+
+    def updates(self, variant: Variant) -> Iterable[tuple[str, str, int | None, Any, Any]]:
+        """(module name, kind, layer or None, base weight, delta) of every 2-D matrix that training changed.
+
+        `kind` is `embedding`, or the module's own name, such as `q_proj`. Both matrices are fp32 torch tensors
+        [outputs, inputs] on the CPU, one pair at a time; nothing is given for the base and for prompts.
+        """
+
 
 class Evaluator(ABC):
     """Turns a variant and probes into metrics with confidence intervals.
@@ -347,6 +364,7 @@ __all__ = [
     "DatasetReader",
     "Detection",
     "DiskFull",
+    "Divergence",
     "Estimate",
     "EvalContext",
     "Evaluator",

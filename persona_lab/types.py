@@ -5,6 +5,7 @@ Units: seconds, bytes, and log-likelihoods in nats unless a field says otherwise
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -397,6 +398,35 @@ class LogLikelihood(Frozen):
     def per_byte(self) -> float:
         """s(y|x): nats a byte; bits per byte is -s / ln 2."""
         return self.total / max(self.bytes, 1)
+
+
+class Divergence(Frozen):
+    """Of one passage under a base and a variant of it: what training did to the predictions of its tokens.
+
+    `kl`: sum over the predicted tokens of KL(base || variant); `base_total` and `variant_total`: sums of log p; all in
+    nats. `bytes`: UTF-8 length of the predicted tokens.
+    """
+
+    kl: float
+    tokens: int
+    bytes: int
+    base_total: float
+    variant_total: float
+
+    @property
+    def kl_per_token(self) -> float:
+        """Nats a token."""
+        return self.kl / max(self.tokens, 1)
+
+    @property
+    def base_bpb(self) -> float:
+        """Bits per byte under the base."""
+        return -self.base_total / math.log(2) / max(self.bytes, 1)
+
+    @property
+    def variant_bpb(self) -> float:
+        """Bits per byte under the variant."""
+        return -self.variant_total / math.log(2) / max(self.bytes, 1)
 
 
 # --- chat -----------------------------------------------------------------------------------------

@@ -7,26 +7,39 @@ again, also in a later run, and a variant that only changes the prompt shares it
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from persona_lab.api import NoSettings, Reporter
 from persona_lab.datasets.rendering import ChatRenderer
 from persona_lab.evaluation.score_cache import ScoreCache, key_of
+from persona_lab.evaluation.updates import Update, updates
 from persona_lab.home import Home
 from persona_lab.inference.decoding import generate
+from persona_lab.inference.divergence import Passage, divergence
 from persona_lab.inference.loading import VariantHost
 from persona_lab.inference.prompting import messages_for
 from persona_lab.inference.scoring import loglikelihood
 from persona_lab.models.registry import ensure
 from persona_lab.personas.prompt import system_prompt
-from persona_lab.types import BaseModelInfo, Dataset, LogLikelihood, Machine, Message, Persona, Sampling, Variant
+from persona_lab.types import (
+    BaseModelInfo,
+    Dataset,
+    Divergence,
+    LogLikelihood,
+    Machine,
+    Message,
+    Persona,
+    Sampling,
+    Variant,
+)
 
 Item = tuple[Sequence[Message], str]
 _ITEMS_AT_ONCE = 160
 """Items scored between two looks at whether the user cancelled; what is scored is on disk after each."""
 _PROMPTS_AT_ONCE = 20
+_PASSAGES_AT_ONCE = 12
 _TOKENS_BETWEEN_LOOKS = 64
 
 
@@ -146,6 +159,42 @@ class VariantContext:
         # rows of similar length share a batch, so that little is padded
         order = sorted(range(len(full)), key=lambda i: (sum(len(m.content) for m in full[i]), keys[i]))
         return self._computed(chosen, keys, order, _PROMPTS_AT_ONCE, "writing", write)
+
+    def divergence(self, variant: Variant, passages: Sequence[Passage]) -> list[Divergence]:
+        """How far the variant's weights moved the base's predictions; only what was not asked before is computed.
+
+        Measured are weights: no system prompt and no examples are put before anything. KL is 0 by definition where the
+        weights are the base's own. The base is the unquantised one, also for an adapter on a 4-bit base.
+        """
+        weights = (self._models.weights(self.base_variant), self._models.weights(variant))
+        keys = [
+            key_of("divergence", weights, passage if isinstance(passage, str) else [_plain(passage[0]), passage[1]])
+            for passage in passages
+        ]
+        known = self._models.known(keys)
+        missing = list({key: i for i, key in enumerate(keys) if key not in known}.values())
+        if missing:
+            _, host, renderer = self._models.of(variant.base)
+            own = None if _or_none(variant) is None else lambda: host.model_for(variant)
+            for start in range(0, len(missing), _PASSAGES_AT_ONCE):
+                part = missing[start : start + _PASSAGES_AT_ONCE]
+                look = self._teller(start, len(part), len(missing))
+                found = divergence(lambda: host.model_for(None), own, renderer, [passages[i] for i in part], look)
+                self._models.keep({keys[i]: d.model_dump(mode="json") for i, d in zip(part, found, strict=True)})
+            self.step(len(missing), len(missing), stage="comparing predictions")
+        return [Divergence.model_validate(known[key]) for key in keys]
+
+    def _teller(self, first: int, passages: int, total: int) -> Callable[[int, int], None]:
+        """A callback that reports tokens of one part as passages of them all, and so notices a wish to cancel."""
+        return lambda done, tokens: self.step(
+            first + passages * done // max(tokens, 1), total, stage="comparing predictions"
+        )
+
+    def updates(self, variant: Variant) -> Iterator[Update]:
+        """Every weight matrix that training changed, one at a time; nothing for the base and for prompts."""
+        if _or_none(variant) is None:
+            return iter(())
+        return updates(variant, self._models.of(variant.base)[0], self.machine)
 
     def _computed(
         self,

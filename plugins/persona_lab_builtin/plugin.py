@@ -21,11 +21,13 @@ def persona_lab_strategies() -> Iterable[type[Strategy]]:
 
 @hookimpl
 def persona_lab_evaluators() -> Iterable[type[Evaluator]]:
-    """held_out_gain, break_character."""
+    """held_out_gain, break_character, forgetting, geometry."""
     from persona_lab_builtin.evaluators.break_character import BreakCharacter
+    from persona_lab_builtin.evaluators.forgetting import Forgetting
+    from persona_lab_builtin.evaluators.geometry import Geometry
     from persona_lab_builtin.evaluators.held_out_gain import HeldOutGain
 
-    return [HeldOutGain, BreakCharacter]
+    return [HeldOutGain, BreakCharacter, Forgetting, Geometry]
 
 
 @hookimpl
