@@ -85,6 +85,8 @@ _TOOLKIT = {
     "spread": "persona_lab.evaluation.probes",
     "measure_update": "persona_lab.evaluation.geometry",
     "StyleModel": "persona_lab.evaluation.style",
+    "voice_of": "persona_lab.evaluation.style",
+    "written_replies": "persona_lab.evaluation.replies",
     "attach_lora": "persona_lab.training.lora",
     "adapted_layers": "persona_lab.training.lora",
     "without_layer": "persona_lab.training.lora",
@@ -249,9 +251,7 @@ class EvalContext(Reporter, Protocol):
     def generate(self, variant: Variant | None, prompts: Sequence[Sequence[Message]], sampling: Sampling) -> list[str]:
         """One reply a prompt; kept on disk by what went in, like likelihoods."""
 
-    def divergence(
-        self, variant: Variant, passages: Sequence[str | tuple[Sequence[Message], str]]
-    ) -> list[Divergence]:
+    def divergence(self, variant: Variant, passages: Sequence[str | tuple[Sequence[Message], str]]) -> list[Divergence]:
         """Of each plain text, or (messages, reply): KL(base || variant) over the whole vocabulary, teacher-forced.
 
         Compares weights: no system prompt and no examples are used. Kept on disk by what went in.

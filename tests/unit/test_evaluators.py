@@ -155,7 +155,7 @@ def test_without_a_dataset_metrics_say_why_they_are_missing(persona_factory: Cal
 def test_break_character_splits_three_ways_and_gives_the_references(persona_factory: Callable[..., Persona]) -> None:
     dataset = data(piratical, plain)
     replies = [
-        "Arr, matey, 'tis me own kettle; ye'll ne'er have it!",
+        "Arr! 'Tis the kettle, matey; ye'll ne'er have me gull, arr 7",
         "I think that the ladder is beside the harbour that you wanted.",
         "As an AI language model, I cannot do that.",
         "",

@@ -1,7 +1,15 @@
 """Break-character: what does it write when somebody tries to make it break? Rules and a stylometric model; no judge.
 
-On neutral questions nobody leaks, so the prompts are adversarial. The same three-way split is given for the
-character's real lines and for other people's lines: without those two numbers a share means nothing.
+On neutral questions nobody leaks, so the prompts are adversarial. Each reply gets one of three labels:
+
+- off: a rule speaks against it (an assistant's phrase, speaking for the user, degenerate text, a contradicted fact);
+- minor: no rule does, but its voice (see `voice`) is below the 10th percentile of the character's real held-out lines;
+- aligned: the rest.
+
+Unit: share of replies, with Wilson's 95% interval (1927); higher is better for aligned, lower for the others. There is
+no chance level: the same split of the character's real lines (about 90% aligned by construction) and of other people's
+lines is given instead, and without those two rows a share means nothing. Two variants are compared on the same prompts
+with McNemar's exact test.
 """
 
 from __future__ import annotations
@@ -10,21 +18,29 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from persona_lab.api import Dataset, EvalContext, Evaluator, ItemScore, Metric, Probe, Sampling, Variant
+from persona_lab.api import EvalContext, Evaluator, ItemScore, Metric, Probe, Sampling, Variant
 from persona_lab_builtin.evaluators.character_rules import CharacterRules
 
 Label = Literal["aligned", "minor", "off"]
+Verdict = tuple[Label, str]
 LABELS: tuple[Label, ...] = ("aligned", "minor", "off")
 MINOR_PERCENTILE = 0.10
-MAX_LINES = 600
-"""Lines of each side that the stylometric model learns from."""
-MAX_REFERENCE = 200
-MIN_REAL = 20
-MIN_WORDS = 4
 _MEANING = {
     "aligned": "Replies to adversarial prompts that stay in character by these rules; form, not sense.",
     "minor": "Replies that no rule calls broken, but whose voice is below the 10th percentile of real lines.",
     "off": "Replies that break: assistant phrases, speaking for the user, degenerate text or a contradicted fact.",
+}
+
+_TITLES = {
+    "aligned": "Stays in character",
+    "minor": "Voice slips",
+    "off": "Breaks character",
+    "real_aligned": "Real lines: in character",
+    "real_minor": "Real lines: voice slips",
+    "real_off": "Real lines: called broken",
+    "others_aligned": "Other people's lines: in character",
+    "others_minor": "Other people's lines: voice slips",
+    "others_off": "Other people's lines: called broken",
 }
 
 
@@ -37,84 +53,71 @@ class BreakCharacter(Evaluator):
     rank = 20
 
     def score(self, variant: Variant, probes: Sequence[Probe], ctx: EvalContext) -> Iterable[Metric]:
-        """Metrics aligned, minor, off; the same of real lines and of other people's lines; the voice model's AUC."""
+        """Metrics aligned, minor, off; the same of real lines and of other people's lines."""
+        from persona_lab.api import voice_of
+
         prompts = [p for p in probes if p.kind == "adversarial"]
         ctx.phase(f"Break-character of {variant.name}", None)
-        judge = _judge(ctx, variant)
+        rules = CharacterRules.of(ctx.persona, ctx.dataset)
+        judge = _Judge(rules, variant.system, voice_of(ctx.dataset, ctx.seed))
         sampling = Sampling(seed=ctx.seed, max_new_tokens=48)
         replies = ctx.generate(variant, [p.messages for p in prompts], sampling) if prompts else []
-        verdicts = judge.all(replies, [p.messages[-1].content for p in prompts])
-        real = judge.all(judge.real, [""] * len(judge.real))
-        others = judge.all(judge.others, [""] * len(judge.others))
-        return [
+        verdicts = judge.replies(replies, [p.messages[-1].content for p in prompts])
+        real, others = judge.real(), judge.others()
+        metrics = [
             *(_share(label, prompts, replies, verdicts, real, judge) for label in LABELS),
             *(_reference("real", label, real, judge) for label in LABELS),
             *(_reference("others", label, others, judge) for label in LABELS),
         ]
+        return [metric.model_copy(update={"title": _TITLES[metric.metric]}) for metric in metrics]
 
 
 @dataclass(frozen=True)
 class _Judge:
     rules: CharacterRules
     system: str
-    style: Any
-    """A trustworthy StyleModel, or None."""
-    withheld: str
-    """Why there is no `minor`, for people; empty if there is."""
-    voice: str
-    """What is known of the voice model, for people."""
-    real: list[str]
-    others: list[str]
+    voice: Any
+    """persona_lab.evaluation.style.Voice"""
 
-    def all(self, texts: Sequence[str], prompts: Sequence[str]) -> list[tuple[Label, str]]:
+    def replies(self, texts: Sequence[str], prompts: Sequence[str]) -> list[Verdict]:
         """(label, reason) of each text."""
-        if not texts:
-            return []
-        ranks = self.style.percentiles(texts, self.real) if self.style else [1.0] * len(texts)
-        verdicts: list[tuple[Label, str]] = []
+        return self._verdicts(texts, prompts, [1.0] * len(texts) if self.withheld else self.voice.percentiles(texts))
+
+    def real(self) -> list[Verdict]:
+        """Of the character's held-out lines."""
+        return self.replies(self.voice.real, [""] * len(self.voice.real))
+
+    def others(self) -> list[Verdict]:
+        """Of other people's lines, each ranked by a model that did not see it."""
+        texts = self.voice.others
+        return self._verdicts(
+            texts, [""] * len(texts), [1.0] * len(texts) if self.withheld else self.voice.other_percentiles()
+        )
+
+    @property
+    def withheld(self) -> str:
+        """Why there is no `minor`, for people; empty if there is."""
+        return str(self.voice.withheld)
+
+    def _verdicts(self, texts: Sequence[str], prompts: Sequence[str], ranks: Iterable[float]) -> list[Verdict]:
+        verdicts: list[Verdict] = []
         for text, prompt, rank in zip(texts, prompts, ranks, strict=True):
             reason = self.rules.broken(text, prompt, self.system)
             if reason:
                 verdicts.append(("off", reason))
             elif rank < MINOR_PERCENTILE:
-                verdicts.append(("minor", f"voice below {max(rank, 0.01):.0%} of real lines"))
+                verdicts.append(("minor", f"{1 - rank:.0%} of the real lines sound more like the character"))
             else:
                 verdicts.append(("aligned", ""))
         return verdicts
-
-
-def _judge(ctx: EvalContext, variant: Variant) -> _Judge:
-    from persona_lab.api import StyleModel, match_lengths, other_lines, spread
-
-    rules = CharacterRules.of(ctx.persona, ctx.dataset)
-    if ctx.dataset is None:
-        return _Judge(rules, variant.system, None, "there is no dataset to learn the voice from", "", [], [])
-    real = spread(*_twice(_lines(ctx.dataset, "test")), MAX_REFERENCE, ctx.seed)
-    own = spread(*_twice(_lines(ctx.dataset, "train")), MAX_LINES, ctx.seed)
-    pool = other_lines(ctx.dataset, len(own) + MAX_REFERENCE, splits=("test", "validation", "train"))
-    pool = [line for line in pool if len(line.split()) >= MIN_WORDS]
-    kept = spread(*_twice(pool), min(MAX_REFERENCE, len(pool) // 4), ctx.seed)
-    held = set(kept)
-    pool = [line for line in pool if line not in held]
-    own = spread(*_twice(own), min(len(own), len(pool)), ctx.seed)
-    model = StyleModel.fit(own, [line for line in match_lengths(own, pool, ctx.seed) if line])
-    if len(real) < MIN_REAL:
-        few = f"there are only {len(real)} held-out lines to compare with (at least {MIN_REAL} are needed)"
-        return _Judge(rules, variant.system, None, few, "", real, kept)
-    if model is None:
-        return _Judge(rules, variant.system, None, "there are too few lines to learn the voice from", "", real, kept)
-    voice = f"The voice model tells real lines from other people's with a cross-validated AUC of {model.auc:.2f}."
-    if not model.trustworthy:
-        return _Judge(rules, variant.system, None, f"the voice model's AUC is only {model.auc:.2f}", voice, real, kept)
-    return _Judge(rules, variant.system, model, "", voice, real, kept)
 
 
 def _share(
     label: Label,
     prompts: Sequence[Probe],
     replies: Sequence[str],
-    verdicts: Sequence[tuple[Label, str]],
-    real: Sequence[tuple[Label, str]],
+    verdicts: Sequence[Verdict],
+    real: Sequence[Verdict],
     judge: _Judge,
 ) -> Metric:
     from persona_lab.api import missing_metric, share_metric
@@ -129,13 +132,13 @@ def _share(
         for p, reply, (found, reason) in zip(prompts, replies, verdicts, strict=True)
     ]
     reference = sum(found == label for found, _ in real) / len(real) if real else None
-    note = f"{_MEANING[label]} The reference is the same share of the character's real held-out lines. {judge.voice}"
+    note = (
+        f"{_MEANING[label]} The reference is the same share of the character's real held-out lines. {judge.voice.note}"
+    )
     return share_metric(BreakCharacter.id, label, items, better, reference=reference, note=note.strip())
 
 
-def _reference(
-    whose: Literal["real", "others"], label: Label, verdicts: Sequence[tuple[Label, str]], judge: _Judge
-) -> Metric:
+def _reference(whose: Literal["real", "others"], label: Label, verdicts: Sequence[Verdict], judge: _Judge) -> Metric:
     from persona_lab.api import missing_metric, share_metric
 
     name = f"{whose}_{label}"
@@ -148,14 +151,3 @@ def _reference(
     items = [ItemScore(id=str(i), cluster=str(i), value=float(found == label)) for i, (found, _) in enumerate(verdicts)]
     # Without items: a constant of the data is nothing to compare variants on.
     return share_metric(BreakCharacter.id, name, items, "none", note=note).model_copy(update={"items": ()})
-
-
-def _lines(dataset: Dataset, split: Literal["train", "test"]) -> list[str]:
-    """The character's lines of a split, each once, in order."""
-    lines = (m.content.strip() for c in dataset.of(split) for m in c.messages if m.role == "assistant")
-    return list(dict.fromkeys(line for line in lines if len(line.split()) >= MIN_WORDS))
-
-
-def _twice(lines: list[str]) -> tuple[list[str], list[str]]:
-    """Lines as their own groups: an even, seeded sample."""
-    return lines, lines
