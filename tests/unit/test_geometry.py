@@ -14,7 +14,14 @@ from persona_lab_builtin.evaluators.geometry import Geometry, GeometryConfig
 from persona_lab.errors import BadModel
 from persona_lab.evaluation import updates as updates_room
 from persona_lab.evaluation.context import Models, VariantContext
-from persona_lab.evaluation.geometry import closest_cosines, effective_rank, measure_update, relative_norm
+from persona_lab.evaluation.geometry import (
+    closest_cosines,
+    effective_rank,
+    energies,
+    measure_update,
+    relative_norm,
+    rounding_share,
+)
 from persona_lab.evaluation.updates import updates
 from persona_lab.home import Home
 from persona_lab.inference.loading import load_model
@@ -92,10 +99,32 @@ def test_effective_rank_of_known_spectra() -> None:
         delta.fill_diagonal_(0)
         for i, value in enumerate(values):
             delta[i, i] = value
-        assert effective_rank(delta) == effective_rank(delta.T) == effective_rank(delta * 1e-25) == rank, values
-    assert effective_rank(torch.zeros(4, 4)) == 0
+        assert [effective_rank(energies(d)) for d in (delta, delta.T, delta * 1e-25)] == [rank] * 3, values
+    assert effective_rank(energies(torch.zeros(4, 4))) == 0
+    assert effective_rank(energies(torch.eye(4)), 1.0) == 4
     assert relative_norm(torch.zeros(4, 4), torch.zeros(4, 4)) == 0.0
     assert relative_norm(torch.full((2, 2), 3.0), torch.full((2, 2), 4.0)) == pytest.approx(0.75)
+
+
+def test_rounding_to_bf16_is_recognised_and_taken_out_of_the_rank() -> None:
+    base = matrix(96, 160, seed=6).bfloat16().float()
+    low = matrix(96, 3, seed=7) @ matrix(3, 160, seed=8)
+    delta = low * (0.006 * base.norm() / low.norm())
+    rounded = (base + delta).bfloat16().float() - base
+    exact, kept = measure_update(base, delta), measure_update(base, rounded)
+    assert (exact.rounding, exact.signal_rank) == (0.0, exact.rank)
+    error = float((rounded - delta).square().sum() / rounded.square().sum())
+    assert kept.rounding == pytest.approx(error, rel=0.25)
+    assert kept.rounding > 0.03
+    assert exact.rank == 3
+    assert kept.signal_rank in (2, 3)
+    assert kept.rank is not None
+    assert kept.rank >= 3
+    tiny = measure_update(base, (base + delta / 20).bfloat16().float() - base)
+    assert (tiny.rounding > 0.5, tiny.signal_rank) == (True, None)
+    one_row = torch.zeros_like(base)
+    one_row[5] = base[5]  # a doubled row is on the grid; the rows that did not change were not rounded
+    assert 0 < rounding_share(base + one_row, one_row) < 1e-4
 
 
 def test_matrices_that_are_too_large_are_measured_by_what_is_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +134,7 @@ def test_matrices_that_are_too_large_are_measured_by_what_is_cheap(monkeypatch: 
     monkeypatch.setattr(room, "LARGEST_LEFT", 39)
     tall = measure_update(base, delta)
     assert (tall.intruders, tall.directions) == (None, 0)
-    assert tall.rank == effective_rank(delta)
+    assert tall.rank == effective_rank(energies(delta))
     monkeypatch.setattr(room, "LARGEST_SIDE", 15)
     assert measure_update(base, delta).rank is None
     assert measure_update(base, delta).relative == tall.relative
@@ -315,6 +344,15 @@ def test_fewer_layers_when_quick_or_asked_and_the_note_says_so() -> None:
         found = by_name(Geometry().score(tuned(), [], context))["relative_update"]
         assert [item.cluster for item in found.items] == ["embedding", *layers]
         assert "every " in found.note
+
+
+def test_the_note_says_what_rounding_did() -> None:
+    base = matrix(96, 160, seed=6).bfloat16().float()
+    low = matrix(96, 3, seed=7) @ matrix(3, 160, seed=8)
+    rounded = (base + low * (0.006 * base.norm() / low.norm())).bfloat16().float() - base
+    planted = [(f"layers.{i}.o_proj", "o_proj", i, base, rounded) for i in range(2)]
+    assert "without it; do not" in by_name(Geometry().score(tuned(), [], KnownContext(planted)))["effective_rank"].note
+    assert "bf16" not in by_name(Geometry().score(tuned(), [], KnownContext(rows())))["effective_rank"].note
 
 
 def test_nothing_changed_is_withheld() -> None:
