@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -31,6 +31,9 @@ from persona_lab.types import (
     now,
     slug,
 )
+
+if TYPE_CHECKING:
+    from persona_lab.datasets.held_out import HeldOut
 
 INSPECT_ROWS = 5
 
@@ -242,16 +245,46 @@ class Catalog:
     def add_dataset(self, reading: Any, persona_id: str, source: str) -> DatasetSummary:
         """What a reader found, as a new version."""
         from persona_lab.datasets.build import build_dataset
+        from persona_lab.datasets.held_out import hold_out
         from persona_lab.datasets.store import save_dataset
 
         versions = [row["version"] for row in self.library.all("datasets") if row["persona"] == persona_id]
         version = max(versions, default=0) + 1
-        dataset, summary = build_dataset(reading, persona_id, version, f"{persona_id} v{version}", source)
+        ledger, earlier = self.held_out(persona_id), self._newest(persona_id)
+        name = f"{persona_id} v{version}"
+        dataset, summary = build_dataset(reading, persona_id, version, name, source, ledger, earlier)
+        hold_out(self.home.persona(persona_id), dataset)  # before the dataset: no moment when it could be trained on
         path = self.home.persona(persona_id) / "datasets" / f"{dataset.id}.jsonl"
         save_dataset(path, dataset)
         write_atomic(path.with_suffix(".summary.json"), summary.model_dump_json(indent=1))
         self.library.put("datasets", summary.model_dump(mode="json"))
         return summary
+
+    def held_out(self, persona_id: str) -> HeldOut:
+        """What the persona holds out; of data older than its ledger, the newest version's test split is written in."""
+        from persona_lab.datasets.held_out import LEDGER, hold_out, read_ledger
+
+        folder = self.home.persona(persona_id)
+        newest = None if (folder / LEDGER).exists() or self.library.readonly else self._newest(persona_id)
+        return read_ledger(folder) if newest is None else hold_out(folder, newest)
+
+    def check_held_out(self, dataset: Dataset, persona_id: str) -> None:
+        """Refuse a dataset that would train on what the persona holds out.
+
+        Raises:
+            BadInput: naming the rows.
+        """
+        from persona_lab.datasets.held_out import check_training
+
+        check_training(dataset, self.held_out(persona_id), self.dataset_path(dataset.id))
+
+    def _newest(self, persona_id: str) -> Dataset | None:
+        """The newest version, or None: there is none, or its file cannot be read (another import mends that)."""
+        found = self.datasets(persona_id)
+        try:
+            return self.dataset(found[0].id) if found else None
+        except BadInput:
+            return None
 
     def inspect_dataset(self, dataset_id: str) -> dict[str, Any]:
         """The summary, the first rows, and quartiles of reply lengths in words."""

@@ -300,6 +300,7 @@ class Engine:
         if dataset is None:
             fix = f"Import one: persona-lab datasets import FILE --persona {persona_id}."
             raise BadInput(f"Persona {persona_id!r} has no dataset to learn from.", fix)
+        self.catalog.check_held_out(dataset, persona_id)
         problems = self.plugins.guarded("strategy", strategy, part.check, config, persona, dataset, self.machine())
         for problem in problems:
             if problem.severity == "error":

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from persona_lab.datasets.held_out import HeldOut, line_keys, probe_keys
 from persona_lab.datasets.reading import Reading
 from persona_lab.datasets.splits import assign_splits, content_key, without_duplicates
 from persona_lab.errors import BadInput
@@ -16,7 +17,13 @@ _PLACEHOLDER = re.compile(r"\{\{[\w ]{1,30}\}\}|<(?:user|bot)>", re.IGNORECASE)
 
 
 def build_dataset(
-    reading: Reading, persona_id: str, version: int, name: str, source: str
+    reading: Reading,
+    persona_id: str,
+    version: int,
+    name: str,
+    source: str,
+    ledger: HeldOut | None = None,
+    earlier: Dataset | None = None,
 ) -> tuple[Dataset, DatasetSummary]:
     """The dataset and its summary. The id is `<persona>-v<version>`.
 
@@ -24,18 +31,24 @@ def build_dataset(
         version: from 1; each import adds one.
         name: for people.
         source: where it came from, as the user named it.
+        ledger: what the persona holds out already; it is test here too.
+        earlier: the version before this one, whose training rows are not to become tests.
 
     Raises:
         BadInput: nothing in it can be trained on.
     """
     result = reading.result
     unique = without_duplicates(result.conversations)
-    split = assign_splits(unique)
+    held = {} if ledger is None else {i: entry for i, c in enumerate(unique) if (entry := ledger.find(c))}
+    split = assign_splits(unique, held, _trained_before(unique, earlier))
     conversations = _with_own_ids(split.conversations)
     if not any(conversation.split == "train" for conversation in conversations):
         raise BadInput(
-            f"{source} has {len(conversations)} usable conversations, but none to train on: all are held out.",
-            "Mark some rows `train`, or take the split column out so that they are shared out here.",
+            f"{source} has {len(conversations)} usable conversations, but none to train on: all are held out"
+            + (f", {len(held)} of them because they were held out before." if held else "."),
+            "Add conversations that were never held out."
+            if held
+            else "Mark some rows `train`, or take the split column out so that they are shared out here.",
         )
     replies = {message.content for c in conversations for message in c.messages if message.role == "assistant"}
     others = tuple(text for text in dict.fromkeys(result.others) if text.strip() and text not in replies)
@@ -48,7 +61,8 @@ def build_dataset(
         others=others,
     )
     duplicates = len(result.conversations) - len(unique) + split.dropped
-    warnings = (*result.warnings, *split.warnings, *_remarks(reading, conversations))
+    again = _held_again([unique[i] for i in held], sorted({entry.dataset for entry in held.values()}))
+    warnings = (*result.warnings, *again, *split.warnings, *_remarks(reading, conversations))
     return dataset, DatasetSummary(
         id=dataset.id,
         name=name,
@@ -62,6 +76,24 @@ def build_dataset(
         created=now(),
         warnings=warnings,
     )
+
+
+def _trained_before(conversations: Sequence[Conversation], earlier: Dataset | None) -> set[int]:
+    if earlier is None:
+        return set()
+    seen = {key for c in earlier.conversations if c.split != "test" for key in probe_keys(c, frozenset())}
+    return {i for i, conversation in enumerate(conversations) if not seen.isdisjoint(line_keys(conversation))}
+
+
+def _held_again(held: Sequence[Conversation], datasets: Sequence[str]) -> list[str]:
+    """What is said of conversations that were held out before."""
+    if not held:
+        return []
+    one = len(held) == 1
+    told = f"{len(held)} conversation{' was' if one else 's were'} held out before (in {', '.join(datasets[:3])}) and "
+    moved = sum(conversation.split in ("train", "validation") for conversation in held)
+    although = f", although the file marks {moved} of them for training" if moved else ""
+    return [f"{told}{'stays' if one else 'stay'} in the test split{although}."]
 
 
 def fingerprint(dataset: Dataset) -> str:

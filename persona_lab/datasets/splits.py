@@ -1,16 +1,18 @@
 """Train, validation and test: by whole conversation, the same for the same rows in any order, without leaks.
 
 Near-duplicates and rows of one `group` never end up in two splits. A file's own split is respected; where it puts a
-near-duplicate of a held-out row into train, the train row is dropped. It does not read files or drop exact duplicates.
+near-duplicate of a held-out row into train, the train row is dropped. What an earlier version of the data held out is
+held out again, whatever the file says. It does not read files or drop exact duplicates.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from persona_lab.datasets.held_out import sharing_lines
 from persona_lab.datasets.similarity import Clusters, near_duplicates
 from persona_lab.types import Conversation, Split
 
@@ -44,17 +46,26 @@ def without_duplicates(conversations: Sequence[Conversation]) -> tuple[Conversat
     return tuple(best.values())
 
 
-def assign_splits(conversations: Sequence[Conversation]) -> SplitResult:
+def assign_splits(
+    conversations: Sequence[Conversation], held_out: Collection[int] = (), trained: Collection[int] = ()
+) -> SplitResult:
     """Give each conversation its split: the file's own where there is one, else 80 / 10 / 10 by content hash.
 
     Args:
         conversations: without exact duplicates.
+        held_out: those (by index) that were held out before: they, and what is like them, are test.
+        trained: those that were trained on before; test is filled up from others first, so that the variants made with
+            an earlier version can still be scored.
     """
     keys = [content_key(conversation) for conversation in conversations]
     alike = Clusters(len(conversations))
-    for a, b in near_duplicates(conversations):
+    for a, b in (*near_duplicates(conversations), *sharing_lines(conversations)):
         alike.join(a, b)
     splits: list[Split | None] = [conversation.split for conversation in conversations]
+    given = {split for split in splits if split is not None}
+    locked = _locked(alike, conversations, held_out)
+    for i in locked:
+        splits[i] = "test"
     warnings: list[str] = []
     leaked = _leaks(alike, splits)
     if leaked:
@@ -62,13 +73,25 @@ def assign_splits(conversations: Sequence[Conversation]) -> SplitResult:
     _join_groups(alike, conversations, splits)
     clusters = [[i for i in members if i not in leaked] for members in alike.members()]
     clusters = [members for members in clusters if members]
-    _fill(clusters, splits, keys, warnings)
+    _fill(clusters, splits, keys, warnings, given, len(locked), frozenset(trained))
     kept = [
         conversation.model_copy(update={"split": split or "train"})
         for i, (conversation, split) in enumerate(zip(conversations, splits, strict=True))
         if i not in leaked
     ]
     return SplitResult(tuple(kept), len(leaked), tuple(warnings))
+
+
+def _locked(alike: Clusters, conversations: Sequence[Conversation], held_out: Collection[int]) -> set[int]:
+    """What was held out before, its near-duplicates, and the rest of its groups where the file leaves those to us."""
+    locked: set[int] = set()
+    waiting = set(held_out)
+    members = {alike.root(each[0]): each for each in alike.members()}
+    while waiting:
+        locked |= {i for each in waiting for i in members[alike.root(each)]}
+        groups = {conversations[i].group for i in locked if conversations[i].group}
+        waiting = {i for i, c in enumerate(conversations) if c.group in groups and c.split is None} - locked
+    return locked
 
 
 def _leaks(alike: Clusters, splits: Sequence[Split | None]) -> set[int]:
@@ -89,9 +112,16 @@ def _join_groups(alike: Clusters, conversations: Sequence[Conversation], splits:
             alike.join(i, first.setdefault(conversation.group, i))
 
 
-def _fill(clusters: list[list[int]], splits: list[Split | None], keys: Sequence[str], warnings: list[str]) -> None:
+def _fill(
+    clusters: list[list[int]],
+    splits: list[Split | None],
+    keys: Sequence[str],
+    warnings: list[str],
+    given: set[Split],
+    locked: int,
+    trained: frozenset[int],
+) -> None:
     """Complete `splits` in place: whole clusters go to test and validation, in the order of their hashes."""
-    given = {split for split in splits if split is not None}
     free = [members for members in clusters if all(splits[i] in (None, "train") for i in members)]
     if given:  # rows without a split beside rows with one are train
         wanted: list[Split] = [split for split in ("test", "validation") if split not in given]
@@ -100,9 +130,17 @@ def _fill(clusters: list[list[int]], splits: list[Split | None], keys: Sequence[
     else:
         wanted = ["test", "validation"]
     ordered = sorted(free, key=lambda members: _cluster_hash([keys[i] for i in members]))
-    target = _held_out(sum(map(len, free)))
+    target = _held_out(sum(map(len, free)) + locked)
     for split in wanted:
-        ordered = _take(ordered, splits, split, target)
+        if split == "test":
+            fresh = [members for members in ordered if trained.isdisjoint(members)]
+            seen = [members for members in ordered if not trained.isdisjoint(members)]
+            ordered = _take(fresh, splits, split, target - locked)
+            if fresh == ordered and not locked:  # a new file of old rows: better seen before than nothing at all
+                seen = _take(seen, splits, split, target)
+            ordered = sorted([*ordered, *seen], key=lambda members: _cluster_hash([keys[i] for i in members]))
+        else:
+            ordered = _take(ordered, splits, split, target)
     for members in ordered:
         for i in members:
             splits[i] = "train"
@@ -128,7 +166,7 @@ def _take(ordered: list[list[int]], splits: list[Split | None], split: Split, ta
                 splits[i] = split
         else:
             rest.append(members)
-    if not taken and len(rest) > 1 and target:  # only large clusters: better too many than none
+    if not taken and len(rest) > 1 and target > 0:  # only large clusters: better too many than none
         smallest = min(rest, key=len)
         if 2 * len(smallest) <= sum(map(len, rest)):
             rest.remove(smallest)

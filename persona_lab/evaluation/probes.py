@@ -8,17 +8,29 @@ from __future__ import annotations
 
 import bisect
 import random
-import re
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from persona_lab.errors import BadInput
+from persona_lab.datasets.held_out import MIN_WORDS, normalised
+from persona_lab.evaluation.leaks import check_leaks, seen_stock_phrases
 from persona_lab.personas.store import adversarial_prompts
-from persona_lab.types import AdversarialPrompt, Conversation, Dataset, Message, Persona, Probe, Split
+from persona_lab.types import AdversarialPrompt, Dataset, Message, Persona, Probe, Split
+
+__all__ = [
+    "MIN_WORDS",
+    "adversarial_probes",
+    "build_probes",
+    "check_leaks",
+    "fact_probes",
+    "match_lengths",
+    "normalised",
+    "other_lines",
+    "reply_probes",
+    "sample_probes",
+    "spread",
+]
 
 _T = TypeVar("_T")
-MIN_WORDS = 4
-"""Shorter replies ("Yes.") say nothing about a voice."""
 MAX_REPLIES = 80
 QUICK_REPLIES = 24
 QUICK_ADVERSARIAL = 16
@@ -28,7 +40,7 @@ def build_probes(persona: Persona, dataset: Dataset | None, seed: int = 0) -> li
     """Every probe of a persona: replies of the test split, facts, adversarial prompts; the same ones for a seed.
 
     Raises:
-        BadInput: a test conversation is also in the train split (the rows are named).
+        BadInput: a line of the test split is also in the train split (the rows are named).
     """
     probes: list[Probe] = []
     if dataset is not None:
@@ -37,34 +49,12 @@ def build_probes(persona: Persona, dataset: Dataset | None, seed: int = 0) -> li
     return probes + fact_probes(persona) + adversarial_probes(adversarial_prompts())
 
 
-def normalised(text: str) -> str:
-    """Letters and digits only, lower case, single spaces: what two copies of a line have in common."""
-    return " ".join(re.findall(r"\w+", text.lower()))
-
-
-def check_leaks(held_out: Dataset, trained: Dataset) -> None:
-    """Refuse to probe with conversations that were trained on.
-
-    Args:
-        held_out: its test split is what will be probed.
-        trained: its train split is what a variant saw (another version of the data, or the same one).
-
-    Raises:
-        BadInput: naming the rows.
-    """
-    seen = {_fingerprint(c): c for c in trained.of("train")}
-    leaks = [(c, seen[_fingerprint(c)]) for c in held_out.of("test") if _fingerprint(c) in seen]
-    if leaks:
-        rows = "; ".join(f"test {_row(a)} = train {_row(b)}" for a, b in leaks[:5])
-        more = f" and {len(leaks) - 5} more" if len(leaks) > 5 else ""
-        raise BadInput(
-            f"{len(leaks)} test conversations of {held_out.name!r} were trained on ({rows}{more}).",
-            "A score on them would flatter the variant: import the data again, so that copies fall into one split.",
-        )
-
-
 def reply_probes(dataset: Dataset, seed: int = 0) -> list[Probe]:
-    """One probe for each assistant turn of the test split with at least four words and a turn before it."""
+    """One probe for each assistant turn of the test split with at least four words and a turn before it.
+
+    Stock phrases that training rows hold as well are left out.
+    """
+    stock = seen_stock_phrases(dataset)
     found = [
         Probe(
             id=f"{conversation.id}:{turn}",
@@ -77,6 +67,7 @@ def reply_probes(dataset: Dataset, seed: int = 0) -> list[Probe]:
         for turn, message in enumerate(conversation.messages)
         if message.role == "assistant"
         and len(message.content.split()) >= MIN_WORDS
+        and normalised(message.content) not in stock
         and _spoken(conversation.messages[:turn])
     ]
     lines = other_lines(dataset, at_least=len(found))
@@ -226,11 +217,3 @@ def _size(text: str) -> int:
 def _spoken(messages: Iterable[Message]) -> tuple[Message, ...]:
     """Without system messages: a variant brings its own."""
     return tuple(m for m in messages if m.role != "system")
-
-
-def _fingerprint(conversation: Conversation) -> str:
-    return "\n".join(f"{m.role}: {normalised(m.content)}" for m in _spoken(conversation.messages))
-
-
-def _row(conversation: Conversation) -> str:
-    return conversation.source or conversation.id

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_lab.api import Problem, TrainJob
+from persona_lab.datasets.held_out import check_training, read_ledger
 from persona_lab.datasets.rendering import ChatRenderer, check_trainable
 from persona_lab.datasets.store import load_dataset
 from persona_lab.errors import BadInput, BadSetting, DiskFull
@@ -49,6 +50,7 @@ def run(job: Job, reporter: Any, plugins: Any) -> dict[str, Any]:
     persona = _persona(job)
     dataset = load_dataset(Path(job.dataset))
     home = Home(Path(job.home))
+    check_training(dataset, read_ledger(home.persona(persona.id)), Path(job.dataset))
     reporter.phase("Preparing")
     base = registry.ensure(job.base, home, reporter)
     fetched = time.perf_counter()
