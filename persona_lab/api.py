@@ -86,6 +86,7 @@ _TOOLKIT = {
     "measure_update": "persona_lab.evaluation.geometry",
     "StyleModel": "persona_lab.evaluation.style",
     "voice_of": "persona_lab.evaluation.style",
+    "held_out_lines": "persona_lab.evaluation.style",
     "written_replies": "persona_lab.evaluation.replies",
     "attach_lora": "persona_lab.training.lora",
     "adapted_layers": "persona_lab.training.lora",

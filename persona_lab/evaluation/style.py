@@ -132,7 +132,7 @@ def voice_of(dataset: Dataset | None, seed: int = 0) -> Voice:
     """
     if dataset is None:
         return Voice(None, (), (), (), "there is no dataset to learn the voice from")
-    held_out = dict(_lines(dataset, "test", "assistant"))
+    held_out = held_out_lines(dataset)
     seen = {**dict(_lines(dataset, "train", "assistant")), **dict(_lines(dataset, "validation", "assistant"))}
     own = _some([line for line in seen if line not in held_out], seed)
     others = _some(_other_people(dataset), seed)
@@ -148,6 +148,11 @@ def voice_of(dataset: Dataset | None, seed: int = 0) -> Voice:
     elif not model.trustworthy:
         withheld = f"the voice model's AUC is only {model.auc:.2f} (at least {MIN_AUC} is needed)"
     return Voice(model, tuple(held_out), tuple(held_out.values()), tuple(others), withheld)
+
+
+def held_out_lines(dataset: Dataset) -> dict[str, str]:
+    """The character's lines of the test split, as long as a probe's must be, each once, with its group."""
+    return dict(_lines(dataset, "test", "assistant"))
 
 
 def ranks(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
