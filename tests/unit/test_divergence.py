@@ -186,3 +186,32 @@ def test_the_context_measures_weights_and_remembers(
     reporter.messages.clear()
     assert measured(adapter) == of_adapter
     assert reporter.messages == []  # nothing was computed again
+
+
+def test_of_a_4_bit_variant_what_quantising_moved_counts(
+    tiny_model: Path, home: Home, tmp_path: Path, persona_factory: Callable[..., Persona], reporter: Any
+) -> None:
+    """As the evaluator's note says: an adapter that changes nothing costs nothing, unless its base is 4-bit."""
+    from transformers import AutoModelForCausalLM
+
+    from persona_lab.training.lora import attach_lora
+
+    attach_lora(AutoModelForCausalLM.from_pretrained(tiny_model), rank=4).save_pretrained(tmp_path / "adapter")
+    machine = worker_machine(home.root).model_copy(update={"bf16": False})
+    models = Models(home, machine, reporter)
+    found = {}
+    for quantization in (None, "nf4"):
+        variant = Variant(
+            id="v",
+            name="v",
+            persona="tamsin",
+            base=str(tiny_model),
+            strategy="lora",
+            kind="adapter",
+            path=str(tmp_path / "adapter"),
+            quantization=quantization,
+        )
+        ctx = VariantContext(models, reporter, variant, persona_factory(), None, machine, seed=0, quick=False)
+        found[quantization] = ctx.divergence(variant, TEXTS)
+    assert all(d.kl < 1e-6 for d in found[None])
+    assert all(d.kl_per_token > 1e-4 for d in found["nf4"])

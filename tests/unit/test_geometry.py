@@ -351,6 +351,8 @@ def test_the_note_says_what_rounding_did() -> None:
     low = matrix(96, 3, seed=7) @ matrix(3, 160, seed=8)
     rounded = (base + low * (0.006 * base.norm() / low.norm())).bfloat16().float() - base
     planted = [(f"layers.{i}.o_proj", "o_proj", i, base, rounded) for i in range(2)]
+    grown = [("layers.0.o_proj", "o_proj", 0, torch.zeros(4, 4), torch.eye(4))]
+    assert by_name(Geometry().score(tuned(), [], KnownContext(grown)))["relative_update"].value is None
     assert "without it; do not" in by_name(Geometry().score(tuned(), [], KnownContext(planted)))["effective_rank"].note
     assert "bf16" not in by_name(Geometry().score(tuned(), [], KnownContext(rows())))["effective_rank"].note
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from statistics import median
 from typing import Any
 
@@ -98,7 +99,9 @@ def _measure(variant: Variant, ctx: EvalContext, step: int) -> list[_Row]:
 
 
 def _relative(rows: Sequence[_Row], step: int, variant: Variant) -> Metric:
-    items = [row.item(row.found.relative) for row in rows]
+    items = [row.item(row.found.relative) for row in rows if isfinite(row.found.relative)]
+    if not items:
+        return _withheld("relative_update", "The base's matrices that changed hold only zeros.")
     note = f"||dW|| / ||W||, mean over {_looked_at(rows, step)}; the most: {_most(items)}.{_quantised(variant)}"
     return _mean("relative_update", items, note)
 
@@ -122,7 +125,9 @@ def _rounding(rows: Sequence[_Row]) -> str:
     if share < WORTH_SAYING:
         return ""
     known = [found.signal_rank for found in rounded if found.signal_rank is not None]
-    without = f"about {sum(known) / len(known):.0f} without it" if len(known) == len(rounded) else "unknown without it"
+    without = f"about {sum(known) / len(known):.0f} without it" if known else "unknown without it"
+    if 0 < len(known) < len(rounded):
+        without += f" in the {len(known)} matrices where that can be told"
     return (
         f" The weights are kept in bf16: rounding makes up about {share:.0%} of dW's energy, in all directions, so the "
         f"rank is {without}; do not compare it with an adapter's."
