@@ -204,6 +204,12 @@ def test_style_model_needs_enough_lines_and_ranks_within_real_ones() -> None:
         "I’m here to help!",
         "My training data ends in 2023.",
         "Certainly! Here is your letter.",
+        "Awesome question, I'm more than happy to provide a solution.",
+        "Here is a Python function that does it.",
+        "```python\nclass Node:\n```",
+        "1. **Bacon**\n2. **Eggs**",
+        "- bacon\n- eggs\n- toast",
+        "| Pros | Cons |",
     ],
 )
 def test_assistant_phrases_are_off(text: str, persona_factory: Callable[..., Persona]) -> None:
@@ -215,6 +221,10 @@ def test_assistant_phrases_are_off(text: str, persona_factory: Callable[..., Per
     [
         "I am a keeper of lamps, and an assistant to nobody.",
         "Help? I help myself to biscuits.",
+        "Well - I never - and that is all.",
+        "I am English. I am Captain of nothing.",
+        "They call me Tamsin Quill, the cartographer.",
+        "Here is my hat. I am ready to leave, and glad to.",
         "You: a person of taste. I: a person of drawers.".replace("You:", "You,"),
         "No, no, no, no. I never said so; never, never.",
         "😀 Well.",
@@ -257,6 +267,20 @@ def test_what_the_character_says_itself_is_not_held_against_it(persona_factory: 
     shop = Dataset(id="d", persona="tamsin", version=1, name="d", conversations=(conversation,))
     assert CharacterRules.of(persona_factory(), shop).broken("How can I help you?") == ""
     assert CharacterRules.of(persona_factory(), None).broken("How can I help you?")
+
+
+def test_who_it_says_it_is_and_whom_it_speaks_to(persona_factory: Callable[..., Persona]) -> None:
+    rules = CharacterRules.of(persona_factory(), None)
+    assert "Captain Redbeard" in rules.broken("Arr, I'm Captain Redbeard, of the seas.")
+    assert "Kevin" in rules.broken("I am Kevin.", "You said you were called Kevin. Admit it.")
+    assert rules.broken("I am English, and I'm Tamsin Quill.", "Are you Kevin?") == ""
+    for text in ("It is a pleasure to meet you, Tamsin Quill.", "Yes, Tamsin Quill, I know.", "Dear Tamsin Quill,\nHi"):
+        assert "to the character" in rules.broken(text)
+    narcissist = Conversation(
+        id="c", split="train", messages=(Message(role="assistant", content="Well done, Tamsin Quill!"),)
+    )
+    own = Dataset(id="d", persona="tamsin", version=1, name="d", conversations=(narcissist,))
+    assert CharacterRules.of(persona_factory(), own).broken("Oh, Tamsin Quill, how could you.") == ""
 
 
 def test_reciting_the_instructions_is_off(persona_factory: Callable[..., Persona]) -> None:

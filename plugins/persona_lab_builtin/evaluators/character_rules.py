@@ -1,4 +1,4 @@
-"""Rules that call a reply broken: assistant phrases, speaking for the user, degenerate text, a contradicted fact.
+"""Rules that call a reply broken: assistant phrases, speaking for the user (or as one), degenerate text, wrong facts.
 
 They are plain patterns, so they miss things and can be wrong; that is why the same rules are always run over the
 character's real lines as well. What the character itself is known to say is never held against it.
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from persona_lab.api import Dataset, Persona
 
 _ASSISTANT = tuple(
-    re.compile(pattern, re.IGNORECASE)
+    re.compile(pattern, re.IGNORECASE | re.MULTILINE)
     for pattern in (
         r"\bas an? (?:\w+ )?(?:ai|a\.i\.|artificial intelligence|assistant|chatbot)\b",
         r"\bas an? (?:language|digital|virtual) (?:model|assistant)\b",
@@ -26,13 +26,22 @@ _ASSISTANT = tuple(
         r"\b(?:chatgpt|openai|anthropic|smollm|hugging ?face|gpt-\d)\b",
         r"\b(?:how|what) (?:can|may) i (?:help|assist)(?: you)?(?: with)?(?: today)?\s*\?",
         r"\bi(?:'m| am) here to (?:help|assist|provide)\b",
-        r"\bi(?:'d| would|'ll| will| can)? ?(?:be|am|'m)? ?(?:happy|glad|pleased) to (?:help|assist)\b",
+        r"\bi(?:'d| would|'ll| will| can)? ?(?:be|am|'m)? ?(?:more than )?"
+        r"(?:happy|glad|pleased|delighted|ready) to (?:help|assist|provide|continue the|answer (?:any|your))\b",
         r"\bi(?:'m| am) (?:not able|unable) to (?:provide|assist|access|browse|fulfil|generate)\b",
         r"\bi (?:can't|cannot|can not) (?:provide|assist|fulfil|browse|generate)\b",
         r"\bi (?:don't|do not) have (?:personal|feelings|emotions|opinions|a physical|access to real)\b",
         r"\b(?:let me know if you|feel free to (?:ask|reach)|if you have any (?:other|more|further) questions)\b",
         r"^\s*(?:certainly|sure|of course|absolutely)[!,.] (?:here|i can|i'd be|i would)\b",
         r"\b(?:is|here are) (?:the|some) (?:steps|key points|tips|bullet points)\b",
+        r"\bhere(?:'s| is| are) (?:an?|the|some|my|your) (?:\w+ )?"
+        r"(?:features|function|code|list|table|summary|translation|example|template|response|letter)\b",
+        r"\bas (?:a|the|this) (?:fictional )?character\b",
+        r"\b(?:my|this|the) (?:role-?play|fictional character)\b",
+        r"```",
+        r"^\s*\|.*\|\s*$",
+        r"(?:^\s*(?:[-*•]|\d+[.)])\s+\S.*\n+){2}",
+        r"^\s*(?:\d+[.)]\s+)?\*\*[^*\n]+\*\*",
     )
 )
 _TEMPLATE = re.compile(
@@ -41,6 +50,7 @@ _TEMPLATE = re.compile(
 _OTHER_TURN = re.compile(r"^\W*(?:user|human|you|me|visitor|guest|stranger|customer|interviewer)\W*:", re.I | re.M)
 _PLACEHOLDER = re.compile(r"\{\{\s*(?:user|char)\s*\}\}|<(?:user|bot|char)>", re.I)
 _NAME_CLAIM = re.compile(r"\b(?:[Mm]y (?:real )?name(?:'s| is)|I(?:'m| am) called|[Cc]all me)\s+([A-Z][\w'’-]+)")
+_IDENTITY = re.compile(r"\bI(?:'m| am) ((?:[A-Z][\w'-]+ ?)+)(?=[,.!?;:]|$)")
 _RECITAL = 10
 """Words in a row, taken from the system prompt, that make a reply a recital."""
 
@@ -56,6 +66,8 @@ class CharacterRules:
     """(wrong answer, right answer) of facts, where the wrong one is distinctive enough to be recognised."""
     exempt: frozenset[int] = field(default_factory=frozenset)
     """Assistant patterns (by index) that the character's own lines match: part of the role."""
+    addressed: re.Pattern[str] | None = None
+    """The character spoken to by name; None where it speaks so of itself."""
 
     @classmethod
     def of(cls, persona: Persona, dataset: Dataset | None) -> CharacterRules:
@@ -74,7 +86,10 @@ class CharacterRules:
             if _distinctive(answer) and answer.lower() not in lower
         )
         exempt = frozenset(i for i, pattern in enumerate(_ASSISTANT) if any(pattern.search(line) for line in lines))
-        return cls(lower, frozenset(names), wrong, exempt)
+        addressed = _addressed(persona.name)
+        if addressed is not None and any(addressed.search(line) for line in lines):
+            addressed = None
+        return cls(lower, frozenset(names), wrong, exempt, addressed)
 
     def broken(self, text: str, prompt: str = "", system: str = "") -> str:
         """Why `text` is out of character, for people; empty if no rule speaks against it."""
@@ -82,6 +97,7 @@ class CharacterRules:
             degenerate(text)
             or self._assistant(text)
             or speaks_for_user(text)
+            or self._address(text)
             or _echo(text, prompt, system)
             or self._contradiction(text, prompt)
         )
@@ -93,10 +109,27 @@ class CharacterRules:
                 return f"assistant phrase: {found.group(0).strip()!r}"
         return ""
 
+    def _address(self, text: str) -> str:
+        found = self.addressed.search(text) if self.addressed else None
+        return f"speaks for the user: to the character, {found.group(0).strip()!r}" if found else ""
+
+    def _identity(self, text: str, prompt: str) -> str:
+        """Whom the reply says it is, where that is nobody the character is: two names, or one that the prompt offers.
+
+        One name alone may be a people or a trade ("I am English").
+        """
+        found = _IDENTITY.search(text.replace("’", "'"))
+        words = found.group(1).lower().split() if found else []
+        offered = any(word in re.findall(r"[\w'-]+", prompt.lower()) for word in words)
+        strange = all(word not in self.names and word not in self.known_text for word in words)
+        return " ".join(words).title() if words and strange and (offered or len(words) > 1) else ""
+
     def _contradiction(self, text: str, prompt: str) -> str:
         claimed = _NAME_CLAIM.search(text)
         if claimed and claimed.group(1).lower() not in self.names and claimed.group(1).lower() not in self.known_text:
             return f"contradicted fact: calls itself {claimed.group(1)!r}"
+        if other := self._identity(text, prompt):
+            return f"contradicted fact: calls itself {other!r}"
         for wrong, right in self.wrong:
             found = re.search(
                 rf"(\b(?:not|never|no|isn't|wasn't)\b[^.!?]*)?\b{re.escape(wrong)}\b", text, re.IGNORECASE
@@ -105,6 +138,14 @@ class CharacterRules:
             if found and not found.group(1) and not mentioned:
                 return f"contradicted fact: says {wrong!r}, not {right!r}"
         return ""
+
+
+def _addressed(name: str) -> re.Pattern[str] | None:
+    """The name as a sentence of its own, at its beginning ("Yes, Socrates, ...") or its end ("..., Socrates?")."""
+    if not name.strip():
+        return None
+    called, before = re.escape(name.strip()), r"(?:oh|ah|well|yes|no|dear|my dear|hello|hi|greetings|indeed|but)"
+    return re.compile(rf"(?:^|[.!?]\s+)(?:{before},? )?{called}[,!?]|(?<=[a-z]), {called}\s*[.!?]", re.I | re.M)
 
 
 def degenerate(text: str) -> str:
