@@ -21,16 +21,28 @@ def persona_lab_strategies() -> Iterable[type[Strategy]]:
 
 @hookimpl
 def persona_lab_evaluators() -> Iterable[type[Evaluator]]:
-    """held_out_gain, break_character, forgetting, geometry, voice, facts, parroting."""
+    """held_out_gain, voice, reply_ranking, break_character, facts, drift, parroting, forgetting, geometry."""
     from persona_lab_builtin.evaluators.break_character import BreakCharacter
+    from persona_lab_builtin.evaluators.drift import Drift
     from persona_lab_builtin.evaluators.facts import Facts
     from persona_lab_builtin.evaluators.forgetting import Forgetting
     from persona_lab_builtin.evaluators.geometry import Geometry
     from persona_lab_builtin.evaluators.held_out_gain import HeldOutGain
     from persona_lab_builtin.evaluators.parroting import Parroting
+    from persona_lab_builtin.evaluators.reply_ranking import ReplyRanking
     from persona_lab_builtin.evaluators.voice import VoiceEvaluator
 
-    return [HeldOutGain, BreakCharacter, Forgetting, Geometry, VoiceEvaluator, Facts, Parroting]
+    return [
+        HeldOutGain,
+        VoiceEvaluator,
+        ReplyRanking,
+        BreakCharacter,
+        Facts,
+        Drift,
+        Parroting,
+        Forgetting,
+        Geometry,
+    ]
 
 
 @hookimpl
