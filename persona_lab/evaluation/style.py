@@ -248,7 +248,8 @@ class _Members:
     def fit(self, labels: np.ndarray) -> np.ndarray:
         """Fit on all lines; gives the cross-validated score of each, [lines]."""
         unseen = np.zeros(len(labels))
-        for kind, counts in zip((_Words, _Letters), self._counted, strict=True):
+        kinds: tuple[type[_Words | _Letters], ...] = (_Words, _Letters)
+        for kind, counts in zip(kinds, self._counted, strict=True):
             scores = _cross_validated(kind, counts, labels)
             self._scales.append((float(scores.mean()), float(scores.std()) or 1.0))
             self._fitted.append(kind(counts, labels))
@@ -308,7 +309,7 @@ def _log_ratios(counts: Any, labels: np.ndarray) -> np.ndarray:
     return np.where(known, ratios, 0.0)
 
 
-def _cross_validated(kind: type[_Words] | type[_Letters], counts: Any, labels: np.ndarray) -> np.ndarray:
+def _cross_validated(kind: type[_Words | _Letters], counts: Any, labels: np.ndarray) -> np.ndarray:
     """Scores of lines by models that did not see them, averaged over repeats, [lines]."""
     from sklearn.model_selection import StratifiedKFold
 

@@ -113,6 +113,12 @@ def test_broken_replies_count_nothing_and_say_why(persona_factory: Callable[...,
     assert metric.value == pytest.approx(by_text[good].value / 4)
 
 
+def test_a_wrong_name_is_no_matter_of_voice(persona_factory: Callable[..., Persona]) -> None:
+    line = f"{said(piratical, 1, 7)[0]}. My name is Kevin"
+    context = KnownReplies(persona_factory(), dataset(), {"v1": [line]})
+    assert "0 of 48 replies were broken" in scored(context, variant())["percentile"].note
+
+
 def test_replies_are_written_in_one_call_spread_over_scenes(persona_factory: Callable[..., Persona]) -> None:
     context = KnownReplies(persona_factory(), dataset(), {"v1": said(piratical, 48, 7)})
     full = scored(context, variant())["percentile"]

@@ -93,14 +93,11 @@ class CharacterRules:
 
     def broken(self, text: str, prompt: str = "", system: str = "") -> str:
         """Why `text` is out of character, for people; empty if no rule speaks against it."""
-        return (
-            degenerate(text)
-            or self._assistant(text)
-            or speaks_for_user(text)
-            or self._address(text)
-            or _echo(text, prompt, system)
-            or self._contradiction(text, prompt)
-        )
+        return self.no_speech(text, prompt, system) or self._address(text) or self._contradiction(text, prompt)
+
+    def no_speech(self, text: str, prompt: str = "", system: str = "") -> str:
+        """Why `text` is nothing that a character would say, whoever it is and whatever it knows; or an empty string."""
+        return degenerate(text) or self._assistant(text) or speaks_for_user(text) or _echo(text, prompt, system)
 
     def _assistant(self, text: str) -> str:
         for index, pattern in enumerate(_ASSISTANT):

@@ -5,8 +5,8 @@ each answer. Formula, for a reply y and the real held-out lines r_1..r_n of the 
 
     percentile(y) = (number of r_i with score below y's + half of those equal to it) / n
 
-Unit: share of real lines. Higher is better; real lines average 0.5. A reply that no person would say (a loop, an
-assistant's phrase, the prompt echoed) counts 0.
+Unit: share of real lines. Higher is better; real lines average 0.5. A reply that is no speech (a loop, an assistant's
+phrase, another's turn, the prompt echoed) counts 0; wrong facts and names do not matter here: see break_character.
 
 The model knows the character against other speakers of the same data, never against generic text: that would measure
 the genre, and a wrong character of the same genre would win over the base. So a text that resembles neither lands in
@@ -46,7 +46,9 @@ class VoiceEvaluator(Evaluator):
             return [_missing("percentile", UNIT, "higher", f"Withheld: {voice.withheld}."), _auc(voice)]
         chosen, replies = written_replies(ctx, variant, probes)
         rules = CharacterRules.of(ctx.persona, ctx.dataset)
-        broken = [rules.broken(r, p.messages[-1].content, variant.system) for p, r in zip(chosen, replies, strict=True)]
+        broken = [
+            rules.no_speech(r, p.messages[-1].content, variant.system) for p, r in zip(chosen, replies, strict=True)
+        ]
         return [_percentile(voice, _items(voice, chosen, replies, broken), broken), _auc(voice)]
 
 
