@@ -1,4 +1,4 @@
-"""Chooses distractors for reply ranking: lines of nearly the same length, of other people or from elsewhere in the part.
+"""Chooses distractors for reply ranking: lines of similar length, of other people or from elsewhere in the part.
 
 Length alone tells speakers apart, so a distractor is within 30% of the true reply's bytes where there are enough such
 lines, else the nearest in length. Choices depend on the data and the seed only: every variant ranks the same lines.

@@ -14,21 +14,6 @@ from persona_lab.evaluation.probes import normalised, reply_probes
 from persona_lab.types import Conversation, Dataset, LogLikelihood, Message, Metric, Persona, Probe, Variant
 
 WORDS = ("kettle", "ladder", "harbour", "biscuit", "drawer", "compass", "lantern", "gull", "rope", "stair", "tide")
-    "kettle",
-    "ladder",
-    "harbour",
-    "biscuit",
-    "drawer",
-    "compass",
-    "lantern",
-    "gull",
-    "rope",
-    "stair",
-    "map",
-    "tide",
-    "clock",
-    "violin",
-]
 
 
 def line(rng: random.Random) -> str:
