@@ -170,6 +170,8 @@ def test_break_character_splits_three_ways_and_gives_the_references(persona_fact
     assert metrics["others_minor"].value == pytest.approx(1.0)
     assert metrics["aligned"].reference == metrics["real_aligned"].value
     assert not metrics["real_off"].items
+    assert [name for name, found in metrics.items() if found.compared] == ["aligned"]
+    assert metrics["aligned"].title == "Stays in character"
     notes = {i.text: i.note for i in metrics["off"].items}
     assert notes[replies[2]].startswith("assistant phrase")
 

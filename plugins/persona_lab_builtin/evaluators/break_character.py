@@ -69,7 +69,8 @@ class BreakCharacter(Evaluator):
             *(_reference("real", label, real, judge) for label in LABELS),
             *(_reference("others", label, others, judge) for label in LABELS),
         ]
-        return [metric.model_copy(update={"title": _TITLES[metric.metric]}) for metric in metrics]
+        # aligned = 1 - minor - off: comparing all three would only make the correction harsher
+        return [m.model_copy(update={"title": _TITLES[m.metric], "compared": m.metric == "aligned"}) for m in metrics]
 
 
 @dataclass(frozen=True)
