@@ -34,6 +34,7 @@ from persona_lab.types import (
 
 if TYPE_CHECKING:
     from persona_lab.datasets.held_out import HeldOut
+    from persona_lab.personas.probe_file import ProbeFile
 
 INSPECT_ROWS = 5
 
@@ -186,6 +187,54 @@ class Catalog:
         write_atomic(out, card_to_json(persona.card) if format == "json" else card_to_png(persona.card, avatar))
         return out
 
+    # --- probes of one's own ---------------------------------------------------------------------
+
+    def probes(self, persona_id: str) -> ProbeFile:
+        """The persona's own probes; a shipped example's before it is installed.
+
+        Raises:
+            UnknownName
+        """
+        from persona_lab.personas.probe_file import probes_of
+        from persona_lab.personas.store import example_folders
+
+        if self.has_persona(persona_id):
+            return probes_of(self.home.persona(persona_id))
+        return probes_of(example_folders()[self.persona(persona_id).id])
+
+    def save_probes(self, persona_id: str, file: ProbeFile) -> ProbeFile:
+        """Replace the persona's own probes; their lines are held out from now on.
+
+        Raises:
+            BadSetting: with every problem. BadInput: a line is trained on. DiskFull
+        """
+        from persona_lab.datasets.held_out import check_untrained
+        from persona_lab.personas.probe_file import write_probes
+
+        known = set(self.probes(persona_id).replies)
+        newest = self._newest(persona_id)
+        if newest is not None:
+            check_untrained([p.conversation for p in file.replies if p not in known], newest)
+        write_probes(self.home.persona(persona_id), file)
+        return self._probes_changed(persona_id)
+
+    def undo_probes(self, persona_id: str) -> ProbeFile:
+        """Put the probes before the last change back.
+
+        Raises:
+            BadInput: there is no earlier version.
+        """
+        from persona_lab.personas.probe_file import undo_probes
+
+        undo_probes(self.home.persona(persona_id))
+        return self._probes_changed(persona_id)
+
+    def _probes_changed(self, persona_id: str) -> ProbeFile:
+        self.held_out(persona_id)
+        row = self.library.get("personas", persona_id) or {"id": persona_id}
+        self.library.put("personas", row | {"example": False, "changed": now()})
+        return self.probes(persona_id)
+
     # --- putting aside and bringing back ---------------------------------------------------------
 
     def delete_persona(self, persona_id: str) -> None:
@@ -261,12 +310,21 @@ class Catalog:
         return summary
 
     def held_out(self, persona_id: str) -> HeldOut:
-        """What the persona holds out; of data older than its ledger, the newest version's test split is written in."""
-        from persona_lab.datasets.held_out import LEDGER, hold_out, read_ledger
+        """What the persona holds out: test splits, and lines that are probes of the user's own.
+
+        Of data older than the ledger, the newest version's test split is written in.
+        """
+        from persona_lab.datasets.held_out import LEDGER, hold_out, hold_out_conversations, read_ledger
+        from persona_lab.personas.probe_file import probes_of
+        from persona_lab.personas.store import PROBES
 
         folder = self.home.persona(persona_id)
-        newest = None if (folder / LEDGER).exists() or self.library.readonly else self._newest(persona_id)
-        return read_ledger(folder) if newest is None else hold_out(folder, newest)
+        if self.library.readonly:
+            return read_ledger(folder)
+        newest = None if (folder / LEDGER).exists() else self._newest(persona_id)
+        if newest is not None:
+            hold_out(folder, newest)
+        return hold_out_conversations(folder, [p.conversation for p in probes_of(folder).replies], PROBES)
 
     def check_held_out(self, dataset: Dataset, persona_id: str) -> None:
         """Refuse a dataset that would train on what the persona holds out.

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from persona_lab import catalog, evaluating
 from persona_lab.errors import BadInput, PersonaLabError, UnknownName, WorkFailed
@@ -36,12 +36,17 @@ from persona_lab.types import (
     PlanRow,
     PluginInfo,
     PreviewToken,
+    Probe,
     ReportView,
     RunView,
     Variant,
     now,
     slug,
 )
+
+if TYPE_CHECKING:
+    from persona_lab.personas.probe_file import ProbeFile
+    from persona_lab.personas.propose import ProposedFact
 
 WAIT_SECONDS = 0.2
 
@@ -162,6 +167,58 @@ class Engine:
     def export_persona(self, persona_id: str, format: str, out: str | Path) -> Path:
         """Write the card as `png` or `json`; gives the file."""
         return self.catalog.export_persona(self.persona(persona_id), format, Path(out))
+
+    # --- probes of one's own ---------------------------------------------------------------------
+
+    def probes(self, persona_id: str) -> ProbeFile:
+        """The persona's own facts, adversarial prompts and reply probes, with the lines of the file that are none.
+
+        Raises:
+            UnknownName
+        """
+        return self.catalog.probes(persona_id)
+
+    def edit_probes(self, persona_id: str, change: Callable[[ProbeFile], ProbeFile]) -> ProbeFile:
+        """Change the persona's own probes; `undo_probes` takes it back. Their lines are held out from now on.
+
+        Raises:
+            UnknownName. BadSetting: with every problem. BadInput: a line is trained on.
+        """
+        with self._guard:
+            self.persona(persona_id)
+            return self.catalog.save_probes(persona_id, change(self.probes(persona_id)))
+
+    def undo_probes(self, persona_id: str) -> ProbeFile:
+        """Take the last change of the probes back; doing it twice brings the change back.
+
+        Raises:
+            UnknownName. BadInput: there is no earlier version.
+        """
+        with self._guard:
+            self.persona(persona_id)
+            return self.catalog.undo_probes(persona_id)
+
+    def held_out_lines(self, persona_id: str) -> list[Probe]:
+        """The reply probes that the newest data holds out.
+
+        Raises:
+            UnknownName. BadInput: the data trains on some of them.
+        """
+        from persona_lab.evaluation.probes import build_probes
+
+        persona, dataset = self.persona(persona_id), self._newest_dataset(persona_id)
+        return [probe for probe in build_probes(persona, dataset) if probe.kind == "reply"]
+
+    def propose_facts(self, persona_id: str, limit: int = 40) -> list[ProposedFact]:
+        """Facts that the card states and the persona is not asked about yet; nothing is saved.
+
+        Raises:
+            UnknownName
+        """
+        from persona_lab.personas.probe_file import not_asked_yet
+        from persona_lab.personas.propose import propose_facts
+
+        return not_asked_yet(self.probes(persona_id), propose_facts(self.persona(persona_id), limit))
 
     # --- datasets --------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ import typer
 from persona_lab.cli.bench import bench_strategies
 from persona_lab.cli.common import HomeOption, JsonOption, opened, show
 from persona_lab.cli.library import datasets_app, models_app, personas_app, variants_app
+from persona_lab.cli.probes import probes_app
 from persona_lab.cli.work import commands, runs_app
 from persona_lab.errors import PersonaLabError
 
@@ -89,6 +90,7 @@ app.add_typer(commands)
 for _name, _group in (
     ("personas", personas_app),
     ("datasets", datasets_app),
+    ("probes", probes_app),
     ("models", models_app),
     ("runs", runs_app),
     ("variants", variants_app),

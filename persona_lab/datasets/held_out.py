@@ -204,7 +204,7 @@ def _append(folder: Path, found: Mapping[str, Entry]) -> HeldOut:
     with _WRITING:
         known = read_ledger(folder)
         new = {key: entry for key, entry in found.items() if key not in known.entries}
-        if new or not path.exists():
+        if new:
             before = read_text(path) if known.entries else ""
             before += "\n" if before and not before.endswith("\n") else ""
             rows = ({"key": key, "kind": e.kind, "row": e.row, "dataset": e.dataset} for key, e in new.items())
@@ -239,6 +239,25 @@ def check_training(dataset: Dataset, ledger: HeldOut, path: Path | None = None) 
         "Scores would mean nothing. Import the data again, and these go to the test split"
         + (f"; or take them out of {path}." if path else "."),
     )
+
+
+def check_untrained(lines: Sequence[Conversation], dataset: Dataset) -> None:
+    """Refuse to make probes of lines that the dataset trains on.
+
+    Raises:
+        BadInput: naming each with its training row.
+    """
+    trained = {key: c for split in ("train", "validation") for c in dataset.of(split) for key in line_keys(c)}
+    stock = stock_phrases(dataset.conversations)
+    found = ((line, next((trained[k] for k in probe_keys(line, stock) if k in trained), None)) for line in lines)
+    seen = [(line, row) for line, row in found if row is not None]
+    if seen:
+        listed = "; ".join(f"{line.id} = {row_name(row)}" for line, row in seen[:NAMED_ROWS])
+        raise BadInput(
+            f"{len(seen)} line{' is' if len(seen) == 1 else 's are'} in what {dataset.name!r} trains on ({listed}), "
+            "and a probe must be new to the character.",
+            "Use lines that it never trained on; the dataset's own held-out lines are probes already.",
+        )
 
 
 def row_name(conversation: Conversation) -> str:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from persona_lab.datasets.held_out import MIN_WORDS, normalised
 from persona_lab.evaluation.leaks import check_leaks, seen_stock_phrases
+from persona_lab.personas.probe_file import ProbeFile, ReplyProbe
 from persona_lab.personas.store import adversarial_prompts
 from persona_lab.types import AdversarialPrompt, Dataset, Message, Persona, Probe, Split
 
@@ -34,19 +35,32 @@ _T = TypeVar("_T")
 MAX_REPLIES = 80
 QUICK_REPLIES = 24
 QUICK_ADVERSARIAL = 16
+OWN = "own:"
+"""How the ids of the user's own probes begin."""
 
 
-def build_probes(persona: Persona, dataset: Dataset | None, seed: int = 0) -> list[Probe]:
+def build_probes(persona: Persona, dataset: Dataset | None, seed: int = 0, own: ProbeFile | None = None) -> list[Probe]:
     """Every probe of a persona: replies of the test split, facts, adversarial prompts; the same ones for a seed.
+
+    Args:
+        own: the user's own lines and adversarial prompts; their ids begin with `own:`. (Own facts are the persona's.)
 
     Raises:
         BadInput: a line of the test split is also in the train split (the rows are named).
     """
-    probes: list[Probe] = []
+    own = own or ProbeFile()
+    replies = [_own_reply(probe) for probe in own.replies]
     if dataset is not None:
         check_leaks(dataset, dataset)
-        probes += reply_probes(dataset, seed)
-    return probes + fact_probes(persona) + adversarial_probes(adversarial_prompts())
+        replies += _held_out_replies(dataset)
+        replies = _with_others(replies, other_lines(dataset, at_least=len(replies)), seed)
+    attacks = [prompt.model_copy(update={"id": OWN + prompt.id}) for prompt in own.adversarial]
+    return replies + fact_probes(persona) + adversarial_probes((*adversarial_prompts(), *attacks))
+
+
+def _own_reply(probe: ReplyProbe) -> Probe:
+    name = OWN + probe.id
+    return Probe(id=name, kind="reply", cluster=name, messages=_spoken(probe.messages), reply=probe.reply)
 
 
 def reply_probes(dataset: Dataset, seed: int = 0) -> list[Probe]:
@@ -54,8 +68,13 @@ def reply_probes(dataset: Dataset, seed: int = 0) -> list[Probe]:
 
     Stock phrases that training rows hold as well are left out.
     """
+    found = _held_out_replies(dataset)
+    return _with_others(found, other_lines(dataset, at_least=len(found)), seed)
+
+
+def _held_out_replies(dataset: Dataset) -> list[Probe]:
     stock = seen_stock_phrases(dataset)
-    found = [
+    return [
         Probe(
             id=f"{conversation.id}:{turn}",
             kind="reply",
@@ -70,8 +89,6 @@ def reply_probes(dataset: Dataset, seed: int = 0) -> list[Probe]:
         and normalised(message.content) not in stock
         and _spoken(conversation.messages[:turn])
     ]
-    lines = other_lines(dataset, at_least=len(found))
-    return _with_others(found, lines, seed)
 
 
 def fact_probes(persona: Persona) -> list[Probe]:
@@ -129,11 +146,15 @@ def other_lines(dataset: Dataset, at_least: int, splits: Sequence[Split] = ("tes
 def sample_probes(probes: Sequence[Probe], quick: bool, seed: int = 0) -> list[Probe]:
     """A share small enough for an evaluation: at most 80 reply probes (quick: 24, and 16 adversarial prompts).
 
-    Clusters are visited in turn, so that a few probes still come from many conversations and kinds of attack.
+    The user's own reply probes are all asked, up to that number. Clusters are visited in turn, so that a few probes
+    still come from many conversations and kinds of attack.
     """
-    replies = [p for p in probes if p.kind == "reply"]
+    own = [p for p in probes if p.kind == "reply" and p.id.startswith(OWN)]
+    replies = [p for p in probes if p.kind == "reply" and not p.id.startswith(OWN)]
     attacks = [p for p in probes if p.kind == "adversarial"]
-    kept = {p.id for p in spread(replies, [p.cluster for p in replies], QUICK_REPLIES if quick else MAX_REPLIES, seed)}
+    most = QUICK_REPLIES if quick else MAX_REPLIES
+    kept = {p.id for p in own[:most]}
+    kept |= {p.id for p in spread(replies, [p.cluster for p in replies], most - len(kept), seed)}
     if quick:
         kept |= {p.id for p in spread(attacks, [p.attack for p in attacks], QUICK_ADVERSARIAL, seed)}
     else:

@@ -21,10 +21,13 @@ from persona_lab.evaluation.context import Models, VariantContext
 from persona_lab.evaluation.health import check_weights
 from persona_lab.evaluation.history import job_of
 from persona_lab.evaluation.languages import in_other_languages
-from persona_lab.evaluation.probes import build_probes, check_leaks, sample_probes, spread
+from persona_lab.evaluation.leaks import check_leaks, check_probes
+from persona_lab.evaluation.probes import build_probes, sample_probes, spread
 from persona_lab.evaluation.report import Evaluated, write_report
 from persona_lab.home import Home, write_atomic
 from persona_lab.models.machine import worker_machine
+from persona_lab.personas.probe_file import ProbeFile, probes_of
+from persona_lab.personas.store import PROBES
 from persona_lab.settings import validate_settings
 from persona_lab.types import Dataset, Job, Metric, Persona, Probe, Sampling, Variant
 
@@ -66,10 +69,10 @@ def run(job: Job, reporter: Reporter, plugins: Any) -> dict[str, Any]:
     persona, dataset = _subject(job)
     reporter.phase("Collecting probes", None)
     evaluators = _evaluators(job, plugins)
-    probes, notes = _probes(persona, dataset, job.quick)
+    probes, notes = _probes(persona, dataset, probes_of(home.persona(persona.id)), job.quick)
     for note in notes:
         reporter.log(note, "warning")
-    _check_training_data(job, dataset, home, reporter)
+    _check_training_data(job, dataset, probes, home, reporter)
     machine = worker_machine(home.root)
     models = Models(home, machine, reporter)
     contexts = {
@@ -100,11 +103,11 @@ def _evaluators(job: Job, plugins: Any) -> list[_Chosen]:
     return [_Chosen(e, validate_settings(e.Config, given.get(e.id, {}), f"evaluator {e.id!r}")) for e in found]
 
 
-def _probes(persona: Persona, dataset: Dataset | None, quick: bool) -> tuple[list[Probe], list[str]]:
+def _probes(persona: Persona, dataset: Dataset | None, own: ProbeFile, quick: bool) -> tuple[list[Probe], list[str]]:
     """The probes to ask, and what had to be left out, for people."""
-    built = build_probes(persona, dataset)
+    built = build_probes(persona, dataset, own=own)
     foreign = {probe.id for probe in in_other_languages(built, dataset)}
-    notes = []
+    notes = [f"{PROBES}, line {number} {what}: it is left out." for number, what in own.problems]
     if foreign:
         replies = sum(probe.kind == "reply" for probe in built)
         example = next(probe.reply for probe in built if probe.id in foreign)
@@ -129,18 +132,25 @@ def _subject(job: Job) -> tuple[Persona, Dataset | None]:
     return job.persona, load_dataset(Path(job.dataset)) if job.dataset else None
 
 
-def _check_training_data(job: Job, dataset: Dataset | None, home: Home, reporter: Reporter) -> None:
-    """A variant made with another version of the data may have been trained on today's probes: look."""
+def _check_training_data(
+    job: Job, dataset: Dataset | None, probes: Sequence[Probe], home: Home, reporter: Reporter
+) -> None:
+    """What each variant was trained on must not hold what it is probed with, whichever version of the data it was."""
     if dataset is None:
         reporter.log("There is no dataset: only prompts that need none are asked.", "warning")
-        return
     for variant in job.variants:
-        if variant.kind == "base" or not variant.dataset or variant.dataset == dataset.id:
+        if variant.kind == "base" or not variant.dataset:
+            continue
+        if dataset is not None and variant.dataset == dataset.id:
+            check_probes(probes, dataset)
             continue
         made_by = job_of(variant, home)
         if made_by is not None and made_by.dataset and Path(made_by.dataset).is_file():
-            check_leaks(dataset, load_dataset(Path(made_by.dataset)))
-        else:
+            trained = load_dataset(Path(made_by.dataset))
+            if dataset is not None:
+                check_leaks(dataset, trained)
+            check_probes(probes, trained)
+        elif any(probe.kind == "reply" for probe in probes):
             reporter.log(
                 f"{variant.name} was made with the data {variant.dataset!r}, which is gone: whether it saw today's "
                 "probes in training cannot be checked.",
