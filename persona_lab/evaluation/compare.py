@@ -6,7 +6,13 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from persona_lab.evaluation.statistics import cluster_bootstrap, holm, mcnemar, paired_permutation
+from persona_lab.evaluation.statistics import (
+    cluster_bootstrap,
+    holm,
+    mcnemar,
+    paired_permutation,
+    smallest_detectable,
+)
 from persona_lab.types import Comparison, Metric, Variant
 
 ALPHA = 0.05
@@ -25,7 +31,7 @@ class _Paired:
 def compare_all(
     variants: Sequence[Variant], metrics: Mapping[str, Sequence[Metric]], seed: int = 0
 ) -> list[Comparison]:
-    """Every pair of variants on every metric that has a better direction and at least two shared items.
+    """Every pair of variants on every metric that is meant to be compared and has at least two shared items.
 
     Metrics of one evaluator whose differences are the same but for their unit (gain over a common base, bits per byte)
     are compared once: twice would only make the correction harsher.
@@ -52,7 +58,7 @@ def compare_all(
 
 def _pair(a: Variant, b: Variant, metric: Metric, of_b: Sequence[Metric]) -> _Paired | None:
     same = [m for m in of_b if (m.evaluator, m.metric) == (metric.evaluator, metric.metric)]
-    if metric.better == "none" or not same:
+    if metric.better == "none" or not metric.compared or not same:
         return None
     by_id = {item.id: item.value for item in same[0].items}
     shared = [item for item in metric.items if item.id in by_id]
@@ -102,8 +108,28 @@ def _comparison(pair: _Paired, p: float, p_holm: float, seed: int) -> Comparison
 
 
 def _verdict(pair: _Paired, difference: float, p_holm: float) -> str:
-    a, b, name = pair.a.name, pair.b.name, pair.metric.metric.replace("_", " ")
+    a, b = pair.a.name, pair.b.name
     if p_holm >= ALPHA:
-        return f"{a} and {b} cannot be told apart on {name} with {len(pair.clusters)} items (p = {p_holm:.2g})."
+        seen = smallest_detectable(_differences(pair), pair.clusters)
+        return not_apart(a, b, pair.metric, len(pair.clusters), p_holm, seen)
     better, worse = (a, b) if (difference > 0) == (pair.metric.better == "higher") else (b, a)
-    return f"{better} is better than {worse} on {name} (p = {p_holm:.2g})."
+    return apart(better, worse, pair.metric, p_holm)
+
+
+def title_of(metric: Metric) -> str:
+    """The metric's words for people, in the middle of a sentence."""
+    title = metric.title or metric.metric.replace("_", " ")
+    return title if title[1:2].isupper() else title[:1].lower() + title[1:]
+
+
+def apart(better: str, worse: str, metric: Metric, p: float) -> str:
+    """The verdict where a difference is beyond chance."""
+    return f"{better} is better than {worse} on {title_of(metric)} (p = {p:.2g})."
+
+
+def not_apart(a: str, b: str, metric: Metric, items: int, p: float, detectable: float | None) -> str:
+    """The verdict where it is not, with the smallest difference that would probably have been seen."""
+    verdict = f"{a} and {b} cannot be told apart on {title_of(metric)} with {items} items (p = {p:.2g}"
+    if not detectable:
+        return f"{verdict})."
+    return f"{verdict}; a difference under about {detectable:.2g} {metric.unit} would hardly have been seen)."
