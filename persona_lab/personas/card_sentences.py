@@ -23,18 +23,28 @@ _END = re.compile(r"(?<!\bDr)(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bSt)(?<!\b[A-Z])[.
 _MARKUP = re.compile(r"\*+|_{2,}|`+|^\s*(?:[-•>#+]+|\d+[.)])\s+", re.MULTILINE)
 _QUOTE = re.compile(r"[\"“][^\"“”\n]{25,600}[\"”]")
 _PRONOUN = re.compile(r"(?:He|She|They|I)(?=\b)(?!-)")
+_GENDER = {"she": "she", "her": "she", "he": "he", "his": "he"}
 _LEAD = re.compile(
     r"(?:At|In|On|With|Despite|By|From|Born|Standing|Working|Living|Now|Currently|Today|Although|Originally)\b"
     r"[^,;:]{0,60}, (?=\w)"
 )
-_PEOPLE = re.compile(
-    r"\b(?:brothers?|sisters?|siblings?|fathers?|mothers?|parents?|sons?|daughters?|child(?:ren)?|husband|wife|uncles?"
-    r"|aunts?|grand\w+|cousins?|niece|nephew|\w*friends?|rivals?|master|mistress|boss|queen|king|princess|prince"
-    r"|partner|mentor|lover|enemy|students|teacher|tutor|colleague|employer|married|engaged|crew|roommates?|neighbou?rs?|mom|mum|dad|twin|pet|cat|dog|fianc\w+|mr|mrs|ms|miss)\b"
+_SHE = re.compile(
+    r"\b(?:sister|mother|daughter|wife|aunt|grandmother|granddaughter|niece|mistress|queen|princess|mom|mum|mrs|ms|miss"
+    r"|girlfriend|fianc\w+|woman|girl|lady)\b",
+    re.IGNORECASE,
+)
+_HE = re.compile(
+    r"\b(?:brother|father|son|husband|uncle|grandfather|grandson|nephew|master|king|prince|dad|mr|boyfriend|fianc\w+)\b"
+    r"|\b(?:man|boy|gentleman)\b",
+    re.IGNORECASE,
+)
+_EITHER = re.compile(
+    r"\b(?:child|cousin|\w*friend|rival|boss|partner|mentor|lover|enemy|teacher|tutor|colleague|employer|roommate"
+    r"|neighbou?r|twin|pet|cat|dog|horse|married|engaged)\b"
     r"|\b(?-i:(?:with|to|and|for|loves|knows|met|meets) [A-Z][a-z])",
     re.IGNORECASE,
 )
-_POSSESSIVE = re.compile(r"(?:His|Her|Their|Its|My)\b")
+_POSSESSIVE = re.compile(r"(?:His|Her|Their|My)\b")
 _IMPLICIT = re.compile(r"An? (?=[\w'-]+[ ,-])")
 _KEY = re.compile(
     r"(?:^|[\n;,|\[({})+•>*-])[ \t]*[\"*_]*(?:(?P<owner>[\w'’. -]{1,40})['’]s )?"
@@ -92,13 +102,13 @@ def sentences(texts: Sequence[str], persona: Persona) -> Iterator[Sentence]:
     subject = re.compile(rf"(?:{names})(?: \"[^\"]{{1,20}}\")?(?: (?:{names}))*(?!\w|-)")
     one_gender = any(re.search(r"\b(?:She|He)\b", text) for text in texts)  # then "they" are several people
     for text in texts:
-        own = True  # whether a pronoun means the character
+        others: frozenset[str] = frozenset()  # the pronouns that may mean somebody else
         you = re.match(rf"\s*You(?: are|['’]re) (?:{names}|an? )", text) is not None
         for index, sentence in enumerate(_split(text)):
+            pronoun = re.match(r"\w*", sentence)[0].lower()  # type: ignore[index]
+            own = _GENDER.get(pronoun, "they") not in others and not (pronoun in ("they", "their") and one_gender)
             found = _about(sentence, subject, own, you, first=index == 0)
-            if found and one_gender and sentence.startswith("They"):
-                found = None
-            own = found is not None and not _PEOPLE.search(sentence)
+            others = _others(sentence, found)
             if found:
                 rest = re.sub(rf"^(?: am|'m| are|'re| is) (?:{names})(?=,)", "", found.rest)
                 yield Sentence(found.text, rest, found.about)
@@ -136,7 +146,7 @@ def _about(sentence: str, subject: re.Pattern[str], own: bool, you: bool, first:
         rest = sentence[named.end() :]
         return Sentence(sentence, rest[3:], "owns") if _owned(rest) else _plain(sentence, rest)
     lead = _LEAD.match(sentence)
-    if lead and not _PEOPLE.search(lead[0]):
+    if lead and not any(people.search(lead[0]) for people in (_SHE, _HE, _EITHER)):
         after = sentence[lead.end() :]
         later = subject.match(after) or (re.match(r"(?:s?he|I)\b", after) if own else None)
         return _plain(sentence, f"{after[later.end() :]} ({lead[0].strip(', ')})") if later else None
@@ -157,6 +167,19 @@ def _full_name(sentence: str, subject: re.Pattern[str]) -> re.Match[str] | None:
     match = re.match(r"[A-Z][\w'.-]+(?: (?:[A-Z][\w'.-]+|\"[A-Z][\w'. -]{0,20}\")){1,4}(?=,| is )", sentence)
     words = re.findall(r"[\w'.-]+", match[0]) if match else []
     return match if any(subject.fullmatch(word) for word in words) else None
+
+
+def _others(sentence: str, found: Sentence | None) -> frozenset[str]:
+    """Which pronouns of the next sentence may mean somebody of this one."""
+    if found is None or _EITHER.search(sentence):
+        return frozenset(("she", "he", "they"))
+    # "is a tall woman" is the character itself
+    rest = re.sub(
+        r"\b(?:is|'s|was|am|are) an? (?:[\w-]+,? ){0,5}?(?:wo)?(?:man|girl|boy|lady|gentleman)\b", "", sentence
+    )
+    rest = re.sub(r"^An? (?:[\w-]+,? ){0,5}?(?:(?:wo)?man|girl|boy|lady|gentleman|mother|father)\b", "", rest)
+    mentioned = {pronoun for pronoun, people in (("she", _SHE), ("he", _HE)) if people.search(rest)}
+    return frozenset(mentioned | ({"they"} if mentioned else set()))
 
 
 def _plain(sentence: str, rest: str) -> Sentence:

@@ -51,8 +51,8 @@ REGIONS = _listed(
 )
 COUNTRIES = _listed(
     "Italy, France, Germany, Spain, Portugal, Greece, Norway, Sweden, Denmark, Finland, Poland, Russia, Ukraine, Japan,"
-    " China, South Korea, India, Thailand, Vietnam, Indonesia, Malaysia, the Philippines, Australia, New Zealand, Canada,"
-    " Mexico, Brazil, Argentina, Chile, Peru, Colombia, Cuba, Egypt, Morocco, Nigeria, Ghana, Kenya, Ethiopia,"
+    " China, South Korea, India, Thailand, Vietnam, Indonesia, Malaysia, the Philippines, Australia, New Zealand,"
+    " Canada, Mexico, Brazil, Argentina, Chile, Peru, Colombia, Cuba, Egypt, Morocco, Nigeria, Ghana, Kenya, Ethiopia,"
     " South Africa, Turkey, Iran, Israel, Lebanon, Ireland, Scotland, Wales, England, the United States,"
     " the United Kingdom, Iceland, Hungary, Romania, Austria, Switzerland, Belgium, the Netherlands, Pakistan,"
     " Bangladesh, Nepal, Jamaica, Haiti, Venezuela, Bolivia, Syria, Iraq, Afghanistan, Saudi Arabia, Somalia, Senegal"
@@ -71,17 +71,18 @@ NATIONALITIES = _listed(
 SPECIES = _listed(
     "human, elf, half-elf, dwarf, orc, half-orc, goblin, gnome, halfling, vampire, werewolf, mermaid, fairy, ghost,"
     " dragon, kitsune, centaur, android, robot, cyborg, dark elf, high elf, wood elf, tiefling, dragonborn, dryad,"
-    " succubus, lich, golem, nymph, catgirl, naga, harpy, minotaur, faun, satyr, troll, merman, alien"
+    " succubus, lich, golem, nymph, catgirl, naga, harpy, minotaur, faun, satyr, merman, alien"
 )
 SPECIES_WRONG = _listed("human, elf, dwarf, vampire, werewolf, android, ghost, goblin, dragon, centaur, halfling")
 JOBS = _listed(
     "accountant, actor, actress, alchemist, apothecary, archaeologist, architect, archer, artist, assassin, astronaut,"
-    " astronomer, athlete, author, baker, ballerina, barber, bard, barista, bartender, beekeeper, biologist, blacksmith,"
-    " bookseller, botanist, bounty hunter, boxer, bus driver, butcher, butler, captain, carpenter, cartographer,"
+    " astronomer, athlete, author, baker, ballerina, barber, bard, barista, bartender, beekeeper, biologist,"
+    " blacksmith, bookseller, botanist, bounty hunter, boxer, bus driver, butcher, butler, carpenter, cartographer,"
     " cellist, chef, chemist, cleric, clockmaker, coach, comedian, composer, cook, courier, cowboy, curator, dancer,"
     " dentist, detective, diplomat, doctor, druid, electrician, engineer, explorer, farmer, fashion designer,"
     " filmmaker, firefighter, fisherman, florist, food critic, game designer, gardener, geologist, graphic designer,"
-    " guitarist, hacker, hairdresser, herbalist, historian, homemaker, ghost hunter, demon hunter, monster hunter, vampire hunter, illustrator, innkeeper, inventor,"
+    " guitarist, hacker, hairdresser, herbalist, historian, homemaker, ghost hunter, demon hunter,"
+    " monster hunter, vampire hunter, illustrator, innkeeper, inventor,"
     " janitor, jeweller, jeweler, journalist, judge, knight, lawyer, librarian, lighthouse keeper, locksmith, mage,"
     " maid, mathematician, mayor, mechanic, mercenary, merchant, midwife, miner, model, monk, musician, necromancer,"
     " novelist, nun, nurse, office worker, painter, paladin, paramedic, pharmacist, philosopher, photographer,"
@@ -118,7 +119,7 @@ INSTRUMENTS = _listed(
 )
 INSTRUMENTS_WRONG = _listed("piano, violin, flute, cello, harp, trumpet, saxophone, accordion, banjo, oboe")
 DISLIKES = _listed(
-    "spiders, loud music, cold weather, mushrooms, crowds, early mornings, thunderstorms, gossip, long queues, paperwork"
+    "spiders, loud music, cold weather, mushrooms, crowds, early mornings, thunderstorms, gossip, queues, paperwork"
 )
 FEARS = _listed("spiders, heights, the dark, deep water, thunder, fire, snakes, clowns, needles, small spaces")
 SUBJECTS = _listed(
@@ -134,6 +135,7 @@ SEASONS = _listed("spring, summer, autumn, winter")
 FLOWERS = _listed("roses, tulips, sunflowers, lilies, daisies, violets, orchids")
 MUSIC = _listed("jazz, opera, punk rock, country music, techno, folk music, blues")
 SPORTS = _listed("tennis, football, fencing, rowing, cricket, basketball, boxing")
+COLLECTED = _listed("stamps, old coins, postcards, seashells, teapots, buttons, comic books, vinyl records, keys")
 FAVOURITES = {
     "food": FOODS,
     "dish": FOODS,
@@ -220,6 +222,11 @@ def other_numbers(text: str, least: int = 1) -> tuple[str, ...]:
         return tuple(f"{n:,}" if "," in text else str(n) for n in found)
     words = [in_words(n) for n in found if n < 100]
     return tuple(word.capitalize() if text[0].isupper() else word for word in words)
+
+
+def other_years(text: str) -> tuple[str, ...]:
+    """Years near this one."""
+    return tuple(str(int(text) + step) for step in (-17, -11, -6, -3, 4, 9))
 
 
 def other_heights(text: str) -> tuple[str, ...]:

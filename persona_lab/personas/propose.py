@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable
 
 from persona_lab.personas import fact_answers as lists
 from persona_lab.personas.card_sentences import attributes, card_texts, own_names, sentences
-from persona_lab.personas.fact_patterns import Found, read_attribute, read_sentence
+from persona_lab.personas.fact_attributes import read_attribute
+from persona_lab.personas.fact_patterns import Found, read_sentence
+from persona_lab.personas.fact_questions import NAME
 from persona_lab.types import Fact, Frozen, Persona, slug
 
 MAX_CARD = 200_000
 """Characters of a card that are searched for mentions of a wrong answer."""
-NAME_Q = ("What is your name?", "What are you called?", "Who am I talking to?")
 _SEARCHED = ("description", "personality", "scenario", "first_mes", "mes_example", "creator_notes", "system_prompt")
 
 
@@ -64,7 +65,7 @@ def _read(persona: Persona) -> Iterable[Found]:
     name = persona.name.strip()
     nickname = persona.field("nickname").strip()
     if texts and name and len(name) <= 60 and nickname.lower() in name.lower():
-        yield Found("name", "name", NAME_Q, name, lists.other_people(name), f"Name: {name}")
+        yield Found("name", "name", NAME, name, lists.other_people(name), f"Name: {name}")
     own = {word.lower() for given in own_names(persona) for word in given.split()}
     for found in _each(persona, texts):
         if found.answer.lower() not in own:
