@@ -16,8 +16,8 @@ from persona_lab.types import Comparison, Machine, Metric, now
 
 QUALITY = (
     ("held_out_gain", "specificity", "specificity, nats/byte ↑"),
-    ("reply_ranking", "voice_mrr_g", "voice ranking, MRR ↑"),
-    ("reply_ranking", "relevance_mrr_g", "relevance ranking, MRR ↑"),
+    ("reply_ranking", "voice_wins_g", "voice ranking, wins ↑"),
+    ("reply_ranking", "relevance_wins_g", "relevance ranking, wins ↑"),
     ("voice", "percentile", "voice of its replies, percentile ↑"),
     ("facts", "accuracy", "facts ↑"),
     ("held_out_gain", "bpb_variant", "held-out bits/byte ↓"),

@@ -71,12 +71,11 @@ def by_name(metrics: Any) -> dict[str, Metric]:
 
 
 def test_ranks_share_ties() -> None:
-    assert rank_of(1.0, [0.0, 0.5]) == (1.0, 1.0)
-    assert rank_of(0.2, [0.0, 0.5, 0.9]) == (1 / 3, 0.0)
-    assert rank_of(0.5, [0.5, 0.1]) == (0.75, 0.5)
-    reciprocal, hit = rank_of(0.0, [0.0] * 19)
-    assert (reciprocal, hit) == pytest.approx(chance(20))
-    assert chance(20) == pytest.approx((0.1798870, 0.05))
+    assert rank_of(1.0, [0.0, 0.5]) == {"wins": 1.0, "mrr": 1.0, "hits_at_1": 1.0}
+    assert rank_of(0.2, [0.0, 0.5, 0.9]) == {"wins": 1 / 3, "mrr": 1 / 3, "hits_at_1": 0.0}
+    assert rank_of(0.5, [0.5, 0.1]) == {"wins": 0.75, "mrr": 0.75, "hits_at_1": 0.5}
+    assert rank_of(0.0, [0.0] * 19) == pytest.approx(chance(20))
+    assert chance(20) == pytest.approx({"wins": 0.5, "mrr": 0.1798870, "hits_at_1": 0.05})
 
 
 def test_a_variant_that_knows_the_voice_wins_on_voice_and_not_on_relevance(
@@ -88,13 +87,15 @@ def test_a_variant_that_knows_the_voice_wins_on_voice_and_not_on_relevance(
     data = dataset()
     context = Known(persona_factory(), data, False, tuned)
     found = by_name(ReplyRanking().score(variant(), reply_probes(data), context))
+    assert found["voice_wins_g"].value == 1.0
     assert found["voice_mrr_g"].value == 1.0
     assert found["voice_hits_at_1_g"].value == 1.0
     assert 0.1 < found["voice_mrr"].value < 1.0
     # all its own lines gain the same: nothing tells the true one
     assert found["relevance_mrr_g"].value == pytest.approx(found["relevance_mrr_g"].reference, abs=1e-6)
-    assert found["voice_mrr_g"].reference == pytest.approx(chance(20)[0])
-    assert {name for name, metric in found.items() if metric.compared} == {"voice_mrr_g", "relevance_mrr_g"}
+    assert found["relevance_wins_g"].value == pytest.approx(0.5)
+    assert found["voice_mrr_g"].reference == pytest.approx(chance(20)["mrr"])
+    assert {name for name, metric in found.items() if metric.compared} == {"voice_wins_g", "relevance_wins_g"}
     assert all(metric.title for metric in found.values())
     assert context.calls == 2  # everything of a model is asked for at once
 
@@ -105,7 +106,8 @@ def test_the_base_is_exactly_at_chance_by_gain(persona_factory: Callable[..., Pe
         ReplyRanking().score(variant("base"), reply_probes(data), Known(persona_factory(), data, True, base_rule))
     )
     for kind in ("voice", "relevance"):
-        assert found[f"{kind}_mrr_g"].value == pytest.approx(chance(20)[0])
+        assert found[f"{kind}_wins_g"].value == pytest.approx(0.5)
+        assert found[f"{kind}_mrr_g"].value == pytest.approx(chance(20)["mrr"])
         assert found[f"{kind}_hits_at_1_g"].value == pytest.approx(0.05)
         assert found[f"{kind}_mrr_g"].n == 16
 
@@ -119,7 +121,7 @@ def test_a_relevant_reply_is_told_from_others_of_the_character(persona_factory: 
 
     found = by_name(ReplyRanking().score(variant(), reply_probes(data), Known(persona_factory(), data, False, tuned)))
     assert found["relevance_hits_at_1_g"].value == 1.0
-    assert "rank about 1.0 of 20" in found["relevance_mrr_g"].items[0].note
+    assert "beats 100% of 19" in found["relevance_mrr_g"].items[0].note
 
 
 def test_too_little_to_rank_is_withheld_with_its_reason(persona_factory: Callable[..., Persona]) -> None:

@@ -4,12 +4,14 @@ Twice: *voice*, against lines of other speakers (who says it?), and *relevance*,
 other prompts (does it answer this?). Candidates are ranked by s(y|x), nats a byte under the variant, and by the
 base-anchored g = s_variant - s_base, which takes out how likely a line is anyway.
 
+    wins = share of the others that the true reply beats, a tie counting half (the AUC of the probe)
     reciprocal rank = mean of 1/r over the ranks that the true reply shares with its ties; MRR is its mean
     Hits@1 = (1 / number of ties at the top) if the true reply is among them, else 0
 
-Higher is better. Chance with K candidates: Hits@1 = 1/K, MRR = (1 + 1/2 + ... + 1/K) / K; with 20: 0.05 and 0.180. By g
-the base ties with itself everywhere, and so is exactly at chance. Variants are compared on the MRR by g only; the rest
-are other views of the same ranking. Source: ConvAI2 (Dinan et al. 2019, arXiv 1902.00098).
+Higher is better. Chance with K candidates: wins 1/2, Hits@1 = 1/K, MRR = (1 + 1/2 + ... + 1/K) / K; with 20: 0.05 and
+0.180. By g the base ties with itself everywhere, and so is exactly at chance. Variants are compared on wins by g only,
+which uses the whole rank; MRR and Hits@1 look at its top, and need several times as many probes to see the same thing.
+Source: ConvAI2 (Dinan et al. 2019, arXiv 1902.00098).
 """
 
 from __future__ import annotations
@@ -25,7 +27,14 @@ FEWEST = 5
 PROBES, QUICK_PROBES = 48, 16
 TIE = 1e-9
 _AGAINST = {"voice": "other people's lines", "relevance": "its own replies to other prompts"}
-_MEASURES = ("mrr_g", "mrr", "hits_at_1_g", "hits_at_1")
+_MEASURES = ("wins_g", "wins", "mrr_g", "mrr", "hits_at_1_g", "hits_at_1")
+_UNITS = {"wins": "share", "mrr": "MRR", "hits_at_1": "share"}
+_WORDS = {"wins": "wins", "mrr": "MRR", "hits_at_1": "Hits@1"}
+_MEANINGS = {
+    "wins": "Share of the others that the true reply beats",
+    "mrr": "Mean reciprocal rank of the true reply",
+    "hits_at_1": "How often the true reply comes first",
+}
 
 
 class ReplyRanking(Evaluator):
@@ -37,7 +46,7 @@ class ReplyRanking(Evaluator):
     rank = 15
 
     def score(self, variant: Variant, probes: Sequence[Probe], ctx: EvalContext) -> Iterable[Metric]:
-        """Metrics {voice, relevance}_{mrr_g, mrr, hits_at_1_g, hits_at_1}; those by mrr_g are compared."""
+        """Metrics {voice, relevance}_{wins, mrr, hits_at_1}, each by s and, with _g, by g; wins_g is compared."""
         from persona_lab.api import spread
 
         replies = [p for p in probes if p.kind == "reply"]
@@ -75,17 +84,22 @@ def _scores(rows: Sequence[Any], variant: Variant, ctx: EvalContext) -> Mapping[
     return {pair: (s, s - b) for pair, s, b in zip(pairs, tuned, base, strict=True)}
 
 
-def rank_of(true: float, wrong: Sequence[float]) -> tuple[float, float]:
-    """(reciprocal rank, hits at 1) of the true reply; ties share their ranks evenly."""
+def rank_of(true: float, wrong: Sequence[float]) -> dict[str, float]:
+    """`wins`, `mrr` (reciprocal rank) and `hits_at_1` of the true reply; ties share their ranks evenly."""
     above = sum(score > true + TIE for score in wrong)
     ties = sum(abs(score - true) <= TIE for score in wrong)
     shared = [1 / rank for rank in range(above + 1, above + ties + 2)]
-    return sum(shared) / len(shared), (1 / (ties + 1) if above == 0 else 0.0)
+    return {
+        "wins": (len(wrong) - above - ties / 2) / len(wrong),
+        "mrr": sum(shared) / len(shared),
+        "hits_at_1": 1 / (ties + 1) if above == 0 else 0.0,
+    }
 
 
-def chance(candidates: int) -> tuple[float, float]:
-    """(MRR, Hits@1) of ranking blindly among so many candidates."""
-    return sum(1 / rank for rank in range(1, candidates + 1)) / candidates, 1 / candidates
+def chance(candidates: int) -> dict[str, float]:
+    """The same of ranking blindly among so many candidates."""
+    reciprocal = sum(1 / rank for rank in range(1, candidates + 1)) / candidates
+    return {"wins": 0.5, "mrr": reciprocal, "hits_at_1": 1 / candidates}
 
 
 def _metrics(kind: Kind, rows: Sequence[Any], scores: Mapping[tuple[str, str], tuple[float, float]]) -> list[Metric]:
@@ -96,31 +110,35 @@ def _metrics(kind: Kind, rows: Sequence[Any], scores: Mapping[tuple[str, str], t
         true = scores[row.probe.id, row.probe.reply]
         wrong = [scores[row.probe.id, text] for text in row.wrong]
         for by, suffix in ((0, ""), (1, "_g")):
-            reciprocal, hit = rank_of(true[by], [score[by] for score in wrong])
+            found = rank_of(true[by], [score[by] for score in wrong])
             best = max(zip((score[by] for score in wrong), row.wrong, strict=True))[1]
-            note = f"rank about {1 / reciprocal:.1f} of {len(wrong) + 1}; the best wrong one: {best[:120]!r}"
-            place = {"id": row.probe.id, "cluster": row.probe.cluster, "note": note}
-            items[f"mrr{suffix}"].append(ItemScore(value=reciprocal, **place))
-            items[f"hits_at_1{suffix}"].append(ItemScore(value=hit, **place))
+            note = f"beats {found['wins']:.0%} of {len(wrong)}; the best of them: {best[:120]!r}"
+            for name, value in found.items():
+                item = ItemScore(id=row.probe.id, cluster=row.probe.cluster, value=value, note=note)
+                items[f"{name}{suffix}"].append(item)
     levels = [chance(len(row.wrong) + 1) for row in rows]
     metrics = []
     for measure in _MEASURES:
-        at_chance = sum(level["hits" in measure] for level in levels) / len(levels)
-        unit = "share" if "hits" in measure else "MRR"
-        note = _meaning(kind, measure, rows)
+        name = measure.removesuffix("_g")
         metric = mean_metric(
-            ReplyRanking.id, f"{kind}_{measure}", items[measure], unit, "higher", reference=at_chance, note=note
+            ReplyRanking.id,
+            f"{kind}_{measure}",
+            items[measure],
+            _UNITS[name],
+            "higher",
+            reference=sum(level[name] for level in levels) / len(levels),
+            note=_meaning(kind, measure, rows),
         )
         metrics.append(_titled(metric, kind, measure))
     return metrics
 
 
 def _meaning(kind: Kind, measure: str, rows: Sequence[Any]) -> str:
-    what = "How often the true reply comes first" if "hits" in measure else "Mean reciprocal rank of the true reply"
     by = "by gain over the base" if measure.endswith("_g") else "by likelihood a byte"
     most = max(len(row.wrong) for row in rows)
     outside, total = sum(row.outside for row in rows), sum(len(row.wrong) for row in rows)
     apart = f" {outside} of {total} are more than 30% longer or shorter." if outside else ""
+    what = _MEANINGS[measure.removesuffix("_g")]
     return f"{what} among {most + 1}, {by}; the others are {_AGAINST[kind]} of similar length.{apart}"
 
 
@@ -137,7 +155,7 @@ def _withheld(kind: Any, rows: Sequence[Any]) -> list[Metric]:
             missing_metric(
                 ReplyRanking.id,
                 f"{kind}_{measure}",
-                "share" if "hits" in measure else "MRR",
+                _UNITS[measure.removesuffix("_g")],
                 "higher",
                 f"Withheld: {reason}.",
             ),
@@ -149,7 +167,6 @@ def _withheld(kind: Any, rows: Sequence[Any]) -> list[Metric]:
 
 
 def _titled(metric: Metric, kind: Kind, measure: str) -> Metric:
-    name = "Hits@1" if "hits" in measure else "MRR"
     by = "gain" if measure.endswith("_g") else "likelihood"
-    title = f"{kind.capitalize()} ranking, {name} by {by}"
-    return metric.model_copy(update={"title": title, "compared": measure == "mrr_g"})
+    title = f"{kind.capitalize()} ranking, {_WORDS[measure.removesuffix('_g')]} by {by}"
+    return metric.model_copy(update={"title": title, "compared": measure == "wins_g"})
