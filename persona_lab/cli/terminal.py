@@ -154,5 +154,14 @@ def print_metrics(result: dict[str, Any]) -> None:
             name = f"{metric['evaluator']}.{metric['metric']}"
             rows.append((entry["variant"], name, value, interval, metric["n"], metric["unit"], metric["better"]))
     print_table(("variant", "metric", "value", "95%", "n", "unit", "better"), rows, "Nothing was measured.")
+    for note in result.get("notes", ()):
+        print(f"Note: {note}")
+    for entry in result.get("variants", ()):
+        for metric in entry["metrics"]:
+            if metric["value"] is None:
+                reason = metric["note"].split("Withheld:")[-1].strip()
+                print(f"{entry['variant']}, {metric['evaluator']}.{metric['metric']} is withheld: {reason}")
+        for failed in entry.get("failed", ()):
+            print(f"{entry['variant']} failed: {failed['message']}")
     for comparison in result.get("comparisons", ()):
         print(comparison["verdict"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +22,11 @@ class History:
     train: list[tuple[int, float]] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
     result: dict[str, Any] = field(default_factory=dict)
+    tokens_per_second: float | None = None
+    """Median over the steps of the training."""
 
     def cost(self, variant: Variant) -> dict[str, Any]:
-        """Trainable parameters, seconds, peak memory and artifact bytes; None for what was not recorded."""
+        """Trainable parameters, seconds, peak memory, bytes on disk, tokens a second; None: was not recorded."""
         seconds = self.result.get("seconds") or {}
         free = variant.kind in ("base", "prompt")
         return {
@@ -32,6 +35,7 @@ class History:
             "seconds": seconds.get("total") if isinstance(seconds, dict) else None,
             "peak_memory_bytes": self.result.get("peak_memory_bytes"),
             "artifact_bytes": self.result.get("artifact_bytes", variant.bytes or (0 if free else None)),
+            "tokens_per_second": self.tokens_per_second,
         }
 
 
@@ -43,15 +47,18 @@ def history_of(variant: Variant, home: Home) -> History:
     train: dict[tuple[str, int], float] = {}  # a resumed run repeats steps: the last word counts
     validation: dict[tuple[str, int], float] = {}
     result: dict[str, Any] = {}
+    speeds: list[float] = []
     for event in events:
         if isinstance(event, Step) and event.loss is not None:
             train[event.stage, event.step] = event.loss
+            speeds += [event.tokens_per_second] if event.tokens_per_second else []
         elif isinstance(event, Validation):
             validation[event.stage, event.step] = event.loss
         elif isinstance(event, Done):
             result = event.result
     offsets = _stage_offsets([*train, *validation])
-    return History(_line(train, offsets), _line(validation, offsets), result)
+    speed = statistics.median(speeds) if speeds else None
+    return History(_line(train, offsets), _line(validation, offsets), result, speed)
 
 
 def repeat_command(variant: Variant, home: Home) -> str:

@@ -91,7 +91,17 @@ def run(job: Job, reporter: Reporter, plugins: Any) -> dict[str, Any]:
         samples = _samples(job, [v for v in job.variants if v.id in scores.metrics], probes, contexts, reporter)
         folder = Path(job.out) if job.out else home.report(job.id)
         evaluated = Evaluated(
-            job, persona, machine, home, job.variants, scores.metrics, scores.failed, comparisons, probes, samples
+            job,
+            persona,
+            machine,
+            home,
+            job.variants,
+            scores.metrics,
+            scores.failed,
+            comparisons,
+            probes,
+            samples,
+            notes,
         )
         result["report"] = write_report(evaluated, folder)
     return result

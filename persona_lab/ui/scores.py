@@ -22,7 +22,9 @@ def results(run: RunView, names: Mapping[str, str]) -> str:
     measured = run.result.get("variants") or []
     if not measured:
         return empty("Nothing was measured", "The log says why.")
-    return metric_table(measured, names) + comparison_list(run.result.get("comparisons") or [], names)
+    notes = "".join(f'<p class="pl-soft">{esc(note)}</p>' for note in run.result.get("notes") or [])
+    parts = (metric_table(measured, names), comparison_list(run.result.get("comparisons") or [], names))
+    return notes + failures(measured, names) + "".join(parts)
 
 
 def metric_table(measured: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
@@ -45,7 +47,7 @@ def metric_table(measured: Sequence[Mapping[str, Any]], names: Mapping[str, str]
 
 
 def _meaning(name: str, metric: Mapping[str, Any]) -> str:
-    label = name.replace("_", " ").capitalize()
+    label = metric.get("title") or name.replace("_", " ").capitalize()
     note = metric.get("note") or ""
     unit = metric.get("unit") or ""
     reference = metric.get("reference")
@@ -58,14 +60,32 @@ def _meaning(name: str, metric: Mapping[str, Any]) -> str:
 
 
 def _cell(metric: Mapping[str, Any] | None) -> str:
-    if metric is None or metric.get("value") is None:
+    if metric is None:
         return '<span class="pl-soft">not measured</span>'
+    if metric.get("value") is None:
+        return f'<span class="pl-soft">withheld<br>{esc(_reason(metric))}</span>'
     interval = ""
     if metric.get("low") is not None and metric.get("high") is not None:
         interval = f"{metric['low']:.3f} to {metric['high']:.3f}"
     count = f"n = {metric['n']}" if metric.get("n") else ""
     detail = " · ".join(part for part in (interval, count) if part)
     return f'<b class="pl-value">{metric["value"]:.3f}</b><br><span class="pl-soft">{esc(detail)}</span>'
+
+
+def _reason(metric: Mapping[str, Any]) -> str:
+    """Why a value is withheld: what its note says last."""
+    note = str(metric.get("note") or "")
+    return note.split("Withheld:")[-1].strip()
+
+
+def failures(measured: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
+    """What could not be scored, and why; empty where everything could."""
+    items = [
+        f"<li><b>{esc(names.get(entry['variant'], entry['variant']))}</b>: {esc(failed['message'])}</li>"
+        for entry in measured
+        for failed in entry.get("failed", ())
+    ]
+    return f'<h4>What could not be scored</h4><ul class="pl-verdicts">{"".join(items)}</ul>' if items else ""
 
 
 def comparison_list(comparisons: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
