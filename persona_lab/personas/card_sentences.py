@@ -41,7 +41,7 @@ _HE = re.compile(
 _EITHER = re.compile(
     r"\b(?:child|cousin|\w*friend|rival|boss|partner|mentor|lover|enemy|teacher|tutor|colleague|employer|roommate"
     r"|neighbou?r|twin|pet|cat|dog|horse|married|engaged)\b"
-    r"|\b(?-i:(?:with|to|and|for|loves|knows|met|meets) [A-Z][a-z])",
+    r"|\b(?-i:(?:with|to|and|loves|knows|met|meets) [A-Z][a-z])",
     re.IGNORECASE,
 )
 _POSSESSIVE = re.compile(r"(?:His|Her|Their|My)\b")
@@ -111,6 +111,9 @@ def sentences(texts: Sequence[str], persona: Persona) -> Iterator[Sentence]:
             others = _others(sentence, found)
             if found:
                 rest = re.sub(rf"^(?: am|'m| are|'re| is) (?:{names})(?=,)", "", found.rest)
+                is_named = re.match(r" is ", rest)
+                if is_named and (full := _full_name(rest[4:], subject)):
+                    rest = rest[4 + full.end() :]
                 yield Sentence(found.text, rest, found.about)
 
 

@@ -60,13 +60,15 @@ _THINGS = {
 }  # fmt: skip
 _HEDGE = re.compile(
     r"\b(?:not|never|no longer|used to|pretend\w*|claim\w*|wish\w*|would|could|might|may|if|perhaps|maybe|looks?"
-    r"|looking|appears?|seems?|as though|former|formerly|once|until|unless|rumou?red|allegedly|supposedly|believes?"
+    r"|looking|appears?|seems?|as though|until|unless|rumou?red|allegedly|supposedly|believes?"
     r"|imagin\w*|thinks?|says?|dreams?|dreamt|dreamed|wants?|hopes?|aspiring|wannabe|would-be|self-proclaimed|future"
     r"|ex|role"
     r"|almost|nearly|about|around|approximately|over|under|like|likes to|disguis\w*|imposter|fake|amateur"
-    r"|hobby\w*|failed|honorary|budding|was|were|had)\b|n't\b",
+    r"|hobby\w*|failed|honorary|budding)\b|n't\b",
     re.IGNORECASE,
 )
+_PAST = re.compile(r"\b(?:was|were|had|once|former|formerly)\b", re.IGNORECASE)
+"""Speaks against what follows in the same clause only: "was born in Rome and lives in Oslo" is plain."""
 _AMBIGUOUS_JOBS = ("teacher", "professor", "student", "chef", "cook", "historian", "scholar")
 """A French teacher teaches French."""
 _KNOWN_PLACES = (place.removeprefix("the ") for place in (*lists.CITIES, *lists.COUNTRIES, *lists.REGIONS))
@@ -348,7 +350,8 @@ _LENGTH = r"(?:,? (?:long|short|curly|wavy|straight|messy|wild|braided|shoulder-
 _HAIR = pattern_of(rf"\b(<HAIR>){_LENGTH} hair\b{_NOT_ALWAYS}", re.I)
 _EYES = pattern_of(rf"\b(<EYES>)(?:,? (?:almond-shaped|wide|narrow|bright|round)){{0,2}} eyes\b{_NOT_ALWAYS}", re.I)
 _HAIR_IS = pattern_of(r"^(?:[a-z-]+,? ){0,2}hair is (?:[a-z-]+ ){0,1}?(<HAIR>)\b", re.I)
-_EYES_ARE = pattern_of(r"^(?:[a-z-]+,? ){0,2}eyes are (?:[a-z-]+ ){0,1}?(<EYES>)\b", re.I)
+_EYES_ARE = pattern_of(r"^(?:[a-z-]+,? ){0,2}eyes are (?:[a-z-]+ ){0,2}?(<EYES>)\b", re.I)
+_OTHER_NAME = pattern_of(r"\b(?!<NATION>)[A-Z]\w+")
 _PEOPLE = pattern_of(
     r"\b(?:<RELATION>|mothers?|fathers?|parents?|friends?|sisters|brothers|someone|people|customers?|master|love|loves"
     r"|likes?|hates?|User|boss|rival|lover|wig|dyed?|contacts?|streaks?|tips|highlights)\b"
@@ -361,12 +364,16 @@ def read_sentence(sentence: Sentence) -> Iterator[Found]:
         if sentence.about not in rule.about:
             continue
         match = rule.pattern.search(sentence.rest)
-        if match is None or (rule.hedged and _HEDGE.search(sentence.rest[: match.end()])):
+        if match is None or (rule.hedged and _doubtful(sentence.rest, match)):
             continue
         made = rule.make(match)
         if made:
             yield Found(rule.kind, made[0], made[1], made[2], made[3], sentence.text)
     yield from _colours(sentence)
+
+
+def _doubtful(rest: str, match: re.Match[str]) -> bool:
+    return bool(_HEDGE.search(rest[: match.end()]) or _PAST.search(rest[match.start() : match.end()]))
 
 
 def _colours(sentence: Sentence) -> Iterator[Found]:
@@ -382,6 +389,6 @@ def _colours(sentence: Sentence) -> Iterator[Found]:
             match
             and not _PEOPLE.search(before)
             and not _HEDGE.search(before)
-            and not re.search(r"[A-Z]\w+", before[1:])
+            and _OTHER_NAME.search(before[1:]) is None
         ):
             yield Found("looks", key, asks, match[1].lower(), wrong, sentence.text)
