@@ -250,7 +250,8 @@ def other_dates(text: str) -> tuple[str, ...]:
         other = MONTHS[(MONTHS.index(month) + shift) % 12]
         changed = re.sub(month, other, text, flags=re.IGNORECASE)
         ending = {3: "rd", 21: "st"}.get(other_day, "th")
-        changed = re.sub(r"\d{1,2}(st|nd|rd|th)?", lambda m, d=other_day, e=ending: f"{d}{e if m[1] else ''}", changed)
+        spelled = f"{other_day}{ending}" if re.search(r"\d(?:st|nd|rd|th)", text) else str(other_day)
+        changed = re.sub(r"\d{1,2}(?:st|nd|rd|th)?", spelled, changed)
         found.append(changed)
     return tuple(found)
 
