@@ -13,7 +13,7 @@ writes one file and knows nothing of the library.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -111,13 +111,16 @@ class ProbeFile:
             raise UnknownName("probe of your own", name, known)
         return replace(self, probes=tuple(probe for probe in self.probes if probe.id not in gone))
 
-    def with_facts(self, facts: Sequence[Fact]) -> ProbeFile:
-        """With these facts in place of all facts."""
-        return replace(self, probes=(*facts, *(p for p in self.probes if not isinstance(p, Fact))))
+    def replaced(self, probe: OwnProbe) -> ProbeFile:
+        """With this probe in the place of the one that has its id.
 
-    def with_adversarial(self, prompts: Sequence[AdversarialPrompt]) -> ProbeFile:
-        """With these prompts in place of all adversarial ones."""
-        return replace(self, probes=(*(p for p in self.probes if not isinstance(p, AdversarialPrompt)), *prompts))
+        Raises:
+            UnknownName: there is none.
+        """
+        known = [each.id for each in self.probes]
+        if probe.id not in known:
+            raise UnknownName("probe of your own", probe.id, known)
+        return replace(self, probes=tuple(probe if each.id == probe.id else each for each in self.probes))
 
 
 def kind_of(probe: OwnProbe) -> str:

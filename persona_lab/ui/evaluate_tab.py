@@ -14,6 +14,7 @@ from persona_lab.ui.follow import RunPicture
 from persona_lab.ui.html import empty, when
 from persona_lab.ui.notices import error_box, guarded
 from persona_lab.ui.page import QUIET, Page
+from persona_lab.ui.probes_panel import ProbesPanel
 from persona_lab.ui.run_panel import RunPanel
 from persona_lab.ui.scores import report_frame, results
 
@@ -35,9 +36,11 @@ def build(page: Page) -> None:
                 setup = _Setup(page)
             with gr.Column(scale=3, min_width=340):
                 panel = RunPanel(page, ("evaluate",), "evaluate", draw, replies=False)
+        probes = ProbesPanel(page)
         reports = _Reports(page)
         page.refresh(tab, setup.open, setup.opened)
         page.refresh(tab, reports.open, reports.opened, also=[panel.seen.change])
+        probes.attach(tab)
         panel.attach(tab)
         setup.start.click(setup.begin, setup.inputs, [*panel.shown, setup.problem], **QUIET)
 

@@ -119,7 +119,9 @@ def test_add_knows_what_is_there_and_remove_what_is_not() -> None:
     assert file.removed(["hat"]).probes == (ATTACK,)
     with pytest.raises(UnknownName, match=r"'hut'.*'hat'"):
         file.removed(["mine", "hut"])
-    assert ProbeFile((FACT, ATTACK)).with_facts([clash]).probes == (clash, ATTACK)
+    assert ProbeFile((FACT, ATTACK)).replaced(clash).probes == (clash, ATTACK)
+    with pytest.raises(UnknownName, match="'coat'"):
+        file.replaced(FACT.model_copy(update={"id": "coat"}))
 
 
 def test_every_problem_is_told_and_nothing_is_written(tmp_path: Path) -> None:
