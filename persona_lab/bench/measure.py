@@ -8,8 +8,10 @@ that must not win.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from persona_lab.engine import Engine
@@ -18,6 +20,8 @@ from persona_lab.evaluation.history import history_of, job_of
 from persona_lab.settings import validate_settings
 from persona_lab.types import DatasetSummary, Metric, RunView, Variant
 
+MAX_CARD = 300
+"""Characters of a card that is quoted whole in the commands that repeat a measurement."""
 BASE, CONTROL = "base", "wrong character"
 Follow = Callable[[Engine, str], RunView]
 
@@ -58,6 +62,8 @@ class Measured:
     run: str
     control_of: str = ""
     """Who the wrong character is, for people."""
+    prepared: tuple[str, ...] = ()
+    """Commands that put the persona and its data into a home; none for a shipped example."""
 
 
 def measure(engine: Engine, plan: Plan, follow: Follow, say: Callable[[str], None]) -> list[Measured]:
@@ -170,6 +176,24 @@ def _evaluate(
         problems=problems,
         run=run.id,
         control_of=control[1] if control else "",
+        prepared=_prepared(engine, persona),
+    )
+
+
+def _prepared(engine: Engine, persona_id: str) -> tuple[str, ...]:
+    """How a stranger gets the same persona; a long card is only named."""
+    persona = engine.persona(persona_id)
+    if persona.example:
+        return ()
+    said = {key: persona.data[key] for key in ("name", "description") if persona.data.get(key)}
+    card = json.dumps(said, ensure_ascii=False)
+    file = f"{persona_id}.json"
+    made = [f"echo {shlex.quote(card)} > {file}"] if len(card) <= MAX_CARD else [f"# {file}: the character card"]
+    source = PurePath(engine.datasets(persona_id)[0].name).name
+    return (
+        *made,
+        f"persona-lab personas import {file} --id {persona_id}",
+        f"persona-lab datasets import {shlex.quote(source)} --persona {persona_id}",
     )
 
 

@@ -43,7 +43,8 @@ def bench_strategies(
     combined = {m.persona: {g: combine(rows) for g, rows in m.groups.items()} for m in measured}
     fixed = {BASE, "prompt"}
     comparisons = {m.persona: compare_groups(m.groups, deterministic=fixed | _untrained(m)) for m in measured}
-    paths = write_page(measured, combined, comparisons, machine, _commands(plan, out), out)
+    commands = [command for m in measured for command in m.prepared] + _commands(plan, out)
+    paths = write_page(measured, combined, comparisons, machine, commands, out)
     document = {"report": paths, "personas": [_summary(m, comparisons[m.persona]) for m in measured]}
     show(document, as_json, lambda: print(f"Written: {paths['markdown']} and {paths['json']}."))
 
