@@ -189,7 +189,7 @@ def _prepared(engine: Engine, persona_id: str) -> tuple[str, ...]:
     card = json.dumps(said, ensure_ascii=False)
     file = f"{persona_id}.json"
     made = [f"echo {shlex.quote(card)} > {file}"] if len(card) <= MAX_CARD else [f"# {file}: the character card"]
-    source = PurePath(engine.datasets(persona_id)[0].name).name
+    source = PurePath(engine.datasets(persona_id)[0].source).name
     return (
         *made,
         f"persona-lab personas import {file} --id {persona_id}",
