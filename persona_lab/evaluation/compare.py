@@ -108,12 +108,17 @@ def _comparison(pair: _Paired, p: float, p_holm: float, seed: int) -> Comparison
 
 
 def _verdict(pair: _Paired, difference: float, p_holm: float) -> str:
-    a, b = pair.a.name, pair.b.name
+    a, b = named(pair.a), named(pair.b)
     if p_holm >= ALPHA:
         seen = smallest_detectable(_differences(pair), pair.clusters)
         return not_apart(a, b, pair.metric, len(pair.clusters), p_holm, seen)
     better, worse = (a, b) if (difference > 0) == (pair.metric.better == "higher") else (b, a)
     return apart(better, worse, pair.metric, p_holm)
+
+
+def named(variant: Variant) -> str:
+    """The variant's name, which says so where it is a control."""
+    return f"{variant.name} (wrong character)" if variant.control else variant.name
 
 
 def title_of(metric: Metric) -> str:
@@ -130,6 +135,9 @@ def apart(better: str, worse: str, metric: Metric, p: float) -> str:
 def not_apart(a: str, b: str, metric: Metric, items: int, p: float, detectable: float | None) -> str:
     """The verdict where it is not, with the smallest difference that would probably have been seen."""
     verdict = f"{a} and {b} cannot be told apart on {title_of(metric)} with {items} items (p = {p:.2g}"
-    if not detectable:
+    if detectable is None:
         return f"{verdict})."
-    return f"{verdict}; a difference under about {detectable:.2g} {metric.unit} would hardly have been seen)."
+    if detectable == 0:
+        return f"{verdict}; the difference is the same on every item)."
+    needed = f"{detectable * 100:.0f} points" if metric.unit == "share" else f"{detectable:.2g} {metric.unit}"
+    return f"{verdict}; to be seen four times in five, before the correction, it has to be about {needed})."

@@ -1,47 +1,44 @@
 """Writes a report of an evaluation: HTML that opens offline, Markdown and JSON, from one document of plain data.
 
-Names and replies are user text: the HTML template escapes everything, and the Markdown's are made harmless here.
+Names and replies are user text: the HTML template escapes everything, and the Markdown's are made harmless.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import itertools
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from persona_lab.evaluation.history import History, history_of, repeat_command
-from persona_lab.evaluation.plots import COLOURS, Curve, Dot, curve_plot, interval_plot
-from persona_lab.home import Home, disk_errors, write_atomic
-from persona_lab.types import Comparison, Job, Machine, Metric, Persona, Probe, Variant, now
+from persona_lab.evaluation import wording
+from persona_lab.evaluation.document import Evaluated, build_document
+from persona_lab.evaluation.figures import (
+    Bar,
+    Cells,
+    Fade,
+    Point,
+    Spread,
+    fade_plot,
+    map_plot,
+    plane_plot,
+    scale_of,
+    scale_plot,
+    stack_plot,
+)
+from persona_lab.evaluation.history import History, history_of
+from persona_lab.evaluation.plots import COLOURS, ON_DARK, Curve, Dot, curve_plot, interval_plot
+from persona_lab.home import disk_errors, write_atomic
+from persona_lab.types import Persona
+
+__all__ = ["Evaluated", "build_document", "render_html", "render_markdown", "write_report"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _AVATAR_PIXELS = 160
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """Everything a report is made of."""
-
-    job: Job
-    persona: Persona
-    machine: Machine
-    home: Home
-    variants: Sequence[Variant]
-    metrics: Mapping[str, Sequence[Metric]]
-    """Of each variant, by its id."""
-    failed: Mapping[str, Sequence[Mapping[str, str]]]
-    comparisons: Sequence[Comparison]
-    probes: Sequence[Probe]
-    samples: Sequence[tuple[Probe, Mapping[str, str]]]
-    """Probes with each variant's reply, by its id."""
+Document = Mapping[str, Any]
 
 
 def write_report(evaluated: Evaluated, folder: Path) -> dict[str, str]:
@@ -64,115 +61,128 @@ def write_report(evaluated: Evaluated, folder: Path) -> dict[str, str]:
     return {kind: str(path) for kind, path in paths.items()}
 
 
-def build_document(evaluated: Evaluated, histories: Mapping[str, History], folder: Path) -> dict[str, Any]:
-    """The report as plain data: what report.json holds and the templates show."""
-    job, names = evaluated.job, {v.id: v.name for v in evaluated.variants}
-    return {
-        "persona": {"id": evaluated.persona.id, "name": evaluated.persona.name},
-        "created": now(),
-        "run": job.id,
-        "base": sorted({v.base for v in evaluated.variants}),
-        "machine": evaluated.machine.model_dump(mode="json"),
-        "dataset": job.dataset_id,
-        "seed": job.seed,
-        "quick": job.quick,
-        "probes": {kind: sum(p.kind == kind for p in evaluated.probes) for kind in ("reply", "fact", "adversarial")},
-        "variants": [_variant(v, i) for i, v in enumerate(evaluated.variants)],
-        "table": _table(evaluated),
-        "failed": [{"variant": names[v], **failure} for v, rows in evaluated.failed.items() for failure in rows],
-        "comparisons": [
-            {**c.model_dump(mode="json"), "a_name": names[c.a], "b_name": names[c.b], "told_apart": c.p_holm < 0.05}
-            for c in evaluated.comparisons
-        ],
-        "costs": [{"name": v.name, **histories[v.id].cost(v)} for v in evaluated.variants],
-        "samples": [
-            {
-                "prompt": probe.messages[-1].content,
-                "true": probe.reply,
-                "replies": [{"variant": v.id, "name": v.name, "reply": replies[v.id]} for v in evaluated.variants],
-            }
-            for probe, replies in evaluated.samples
-        ],
-        "repeat": _commands(evaluated, folder),
-    }
-
-
-def render_markdown(document: Mapping[str, Any]) -> str:
+def render_markdown(document: Document) -> str:
     """The report as Markdown."""
-    return _environment(autoescape=False).get_template("report.md.jinja").render(d=document)
+    return _environment(autoescape=False).get_template("report.md.jinja").render(d=document, map=_by_kind(document))
 
 
-def render_html(document: Mapping[str, Any], histories: Mapping[str, History], avatar: str = "") -> str:
+def render_html(document: Document, histories: Mapping[str, History], avatar: str = "") -> str:
     """The report as one HTML page that loads nothing; `avatar` is a data URI or empty."""
+    drawn = {
+        "dots": _dots(document),
+        "plane": _plane(document),
+        "breaks": _breaks(document),
+        "drift": _drift(document),
+        "maps": _maps(document),
+        "curves": _curves(document, histories),
+    }
     template = _environment(autoescape=True).get_template("report.html.jinja")
-    return template.render(d=document, plots=_plots(document), curves=_curves(document, histories), avatar=avatar)
+    return template.render(d=document, drawn=drawn, avatar=avatar, colours=list(zip(COLOURS, ON_DARK, strict=True)))
 
 
-def _variant(variant: Variant, index: int) -> dict[str, Any]:
-    keys = ("id", "name", "strategy", "base", "kind", "fingerprint", "dataset", "seed", "created", "run")
-    return {**{key: getattr(variant, key) for key in keys}, "colour": COLOURS[index % len(COLOURS)]}
+# --- drawings, from the document ------------------------------------------------------------------
 
 
-def _table(evaluated: Evaluated) -> list[dict[str, Any]]:
-    """One row a metric, in the order evaluators gave them, with a cell for each variant."""
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for variant in evaluated.variants:
-        for metric in evaluated.metrics.get(variant.id, ()):
-            row = rows.setdefault(
-                (metric.evaluator, metric.metric),
-                {
-                    **metric.model_dump(include={"evaluator", "metric", "unit", "better", "reference", "note"}),
-                    "cells": {},
-                },
-            )
-            row["cells"][variant.id] = metric.model_dump(include={"value", "low", "high", "n", "note", "reference"})
-    for row in rows.values():
-        row["note"] = _common([cell["note"] for cell in row["cells"].values()])
-    return [{**row, "compared": row["better"] != "none"} for row in rows.values()]
-
-
-def _common(notes: Sequence[str]) -> str:
-    """The sentences that all notes begin with: what a metric means, without what is said of one variant only."""
-    if len(set(notes)) == 1:
-        return notes[0]
-    same = itertools.takewhile(
-        lambda sentences: len(set(sentences)) == 1, zip(*(n.split(". ") for n in notes), strict=False)
-    )
-    return ". ".join(sentences[0] for sentences in same).rstrip(".") + "."
-
-
-def _plots(document: Mapping[str, Any]) -> list[dict[str, str]]:
+def _dots(document: Document) -> list[dict[str, str]]:
+    """A plot a metric that variants are compared on."""
     plots = []
-    for row in document["table"]:
+    for row in (row for group in document["evaluators"] for row in group["rows"]):
         cells = row["cells"]
         if not row["compared"] or not any(cell["low"] is not None for cell in cells.values()):
             continue
         dots = [
-            Dot(v["name"], cells[v["id"]]["value"], cells[v["id"]]["low"], cells[v["id"]]["high"], index)
-            for index, v in enumerate(document["variants"])
+            Dot(v["name"], cells[v["id"]]["value"], cells[v["id"]]["low"], cells[v["id"]]["high"], v["index"])
+            for v in document["variants"]
             if v["id"] in cells
         ]
-        svg = interval_plot(
-            f"{row['evaluator']}-{row['metric']}", dots, row["unit"], row["reference"], share=row["unit"] == "share"
-        )
-        plots.append({"title": row["metric"].replace("_", " "), "better": row["better"], "svg": svg})
+        share = row["unit"] == "share"
+        svg = interval_plot(f"{row['evaluator']}-{row['metric']}", dots, row["unit"], row["reference"], share=share)
+        plots.append({"title": row["title"], "better": row["better"], "svg": svg})
     return plots
 
 
-def _curves(document: Mapping[str, Any], histories: Mapping[str, History]) -> str:
+def _named(document: Document) -> dict[str, dict[str, Any]]:
+    return {v["id"]: v for v in document["variants"]}
+
+
+def _plane(document: Document) -> str:
+    variants = _named(document)
+    points = [
+        Point(
+            variants[row["variant"]]["name"],
+            Spread(**row["specificity"]),
+            Spread(**row["kl_text"]),
+            variants[row["variant"]]["index"],
+        )
+        for row in document["plane"]
+    ]
+    if len(points) < 2:
+        return ""
+    return plane_plot("plane", points, "specificity, nats/byte →", "KL on generic text, nats/token")
+
+
+def _breaks(document: Document) -> str:
+    rows = document["breaks"]
+    bars = [
+        Bar(row["name"], tuple(row[part] for part in ("aligned", "minor", "off")), row["n"], not row["variant"])
+        for row in rows
+    ]
+    return stack_plot("breaks", bars, ("stays in character", "voice slips", "breaks")) if bars else ""
+
+
+def _drift(document: Document) -> str:
+    variants = _named(document)
+    fades = [
+        Fade(
+            variants[row["variant"]]["name"],
+            [(level["turns"], Spread(level["value"], level["low"], level["high"])) for level in row["levels"]],
+            variants[row["variant"]]["index"],
+        )
+        for row in document["drift"]
+    ]
+    return fade_plot("drift", fades, "turns of small talk before", "gain over the base, nats/byte") if fades else ""
+
+
+def _maps(document: Document) -> dict[str, Any]:
+    """A panel a variant in one scale, and the scale."""
+    rows = [row for row in document["map"] if row["cells"]]
+    if not rows:
+        return {}
+    every = [cell for row in rows for cell in row["cells"]]
+    layers = sorted({cell["layer"] for cell in every}, key=lambda layer: (not layer.isdigit(), layer.zfill(6)))
+    kinds = list(dict.fromkeys(cell["kind"] for cell in every))
+    cells = [Cells(layers, kinds, {(c["layer"], c["kind"]): c["value"] for c in row["cells"]}) for row in rows]
+    scale, variants = scale_of(cells), _named(document)
+    panels = [
+        {"variant": variants[row["variant"]], "svg": map_plot(f"map-{row['variant']}", panel, scale)}
+        for row, panel in zip(rows, cells, strict=True)
+    ]
+    return {"panels": panels, "key": scale_plot("map-key", scale, "size of the update, ||dW|| / ||W||")}
+
+
+def _by_kind(document: Document) -> list[dict[str, Any]]:
+    """The map in words: of each variant, the mean of each kind of matrix and the layer that moved most."""
+    rows = []
+    for row in document["map"]:
+        kinds: dict[str, list[float]] = {}
+        for cell in row["cells"]:
+            kinds.setdefault(cell["kind"], []).append(cell["value"])
+        most = max(row["cells"], key=lambda cell: float(cell["value"]))
+        means = {kind: sum(values) / len(values) for kind, values in kinds.items()}
+        rows.append({"name": _named(document)[row["variant"]]["label"], "kinds": means, "most": most})
+    return rows
+
+
+def _curves(document: Document, histories: Mapping[str, History]) -> str:
     curves = [
-        Curve(v["name"], histories[v["id"]].train, histories[v["id"]].validation, index)
-        for index, v in enumerate(document["variants"])
+        Curve(v["name"], histories[v["id"]].train, histories[v["id"]].validation, v["index"])
+        for v in document["variants"]
         if v["id"] in histories and (histories[v["id"]].train or histories[v["id"]].validation)
     ]
     return curve_plot("training-curves", curves) if curves else ""
 
 
-def _commands(evaluated: Evaluated, folder: Path) -> list[str]:
-    trained = [command for v in evaluated.variants if (command := repeat_command(v, evaluated.home))]
-    ids = " ".join(v.id for v in evaluated.variants)
-    quick = " --quick" if evaluated.job.quick else ""
-    return [*trained, f"persona-lab eval {ids}{quick}", f"persona-lab compare {ids} --out {folder.name}"]
+# --- pages ----------------------------------------------------------------------------------------
 
 
 def _avatar(persona: Persona) -> str:
@@ -197,44 +207,22 @@ def _environment(autoescape: bool) -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=autoescape, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
-        number=_number, interval=_interval, size=_size, duration=_duration, cell=_markdown_cell, words=_words
+        number=wording.number,
+        signed=wording.signed,
+        interval=wording.interval,
+        size=wording.size,
+        duration=wording.duration,
+        count=wording.count,
+        words=wording.words,
+        cell=wording.markdown,
+        by_metric=_by_metric,
     )
     return environment
 
 
-def _number(value: float | None, unit: str = "") -> str:
-    if value is None:
-        return "–"
-    return f"{value:.0%}" if unit == "share" else f"{value:.3f}".replace("-", "−")
-
-
-def _interval(cell: Mapping[str, Any], unit: str = "") -> str:
-    if cell["low"] is None or cell["high"] is None:
-        return ""
-    return f"[{_number(cell['low'], unit)}, {_number(cell['high'], unit)}]"
-
-
-def _size(value: float | None) -> str:
-    if value is None:
-        return "–"
-    for name in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {name}" if name == "B" else f"{value:.1f} {name}"
-        value /= 1000
-    return f"{value:.1f} GB"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _markdown_cell(text: str) -> str:
-    """User text inside Markdown: one line, with everything escaped that would be markup, HTML or a table's border."""
-    escaped = re.sub(r"([\\`*_{}\[\]#|!~$])", r"\\\1", text)
-    return " ".join(escaped.replace("<", "&lt;").replace(">", "&gt;").split())
+def _by_metric(comparisons: Sequence[Document]) -> list[tuple[str, list[Document]]]:
+    """(title, comparisons) of each metric, in the order of the table."""
+    groups: dict[tuple[str, str], list[Document]] = {}
+    for comparison in comparisons:
+        groups.setdefault((comparison["evaluator"], comparison["metric"]), []).append(comparison)
+    return [(str(group[0]["title"]), group) for group in groups.values()]

@@ -96,7 +96,7 @@ def test_the_page_is_whole_offline_and_escaped(evaluated: Evaluated, tmp_path: P
         "At a glance",
         "What is different",
         "Training",
-        "What it cost",
+        "What it took",
         "Sample replies",
         "repeat it",
     ):
@@ -113,9 +113,9 @@ def test_the_page_is_whole_offline_and_escaped(evaluated: Evaluated, tmp_path: P
 def test_markdown_and_json_hold_the_same_numbers(evaluated: Evaluated, tmp_path: Path) -> None:
     paths = write_report(evaluated, tmp_path)
     document = json.loads(Path(paths["json"]).read_text(encoding="utf-8"))
-    row = next(r for r in document["table"] if r["metric"] == "specificity")
+    row = next(r for group in document["evaluators"] for r in group["rows"] if r["metric"] == "specificity")
     text = Path(paths["markdown"]).read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if line.startswith("| specificity |")]
+    lines = [line for line in text.splitlines() if line.startswith("| Specificity |")]
     for cell in row["cells"].values():
         assert f"{cell['value']:.3f}" in lines[0]
     assert "<script>" not in text.split("## How to repeat it")[0]  # a command stands in a code block, as it is
