@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,10 @@ import torch
 from persona_lab.datasets.rendering import ChatRenderer
 from persona_lab.errors import BadInput
 from persona_lab.home import Home
+from persona_lab.inference import scoring
 from persona_lab.inference.decoding import generate
 from persona_lab.inference.loading import load_model
+from persona_lab.inference.prefix_tree import grow
 from persona_lab.inference.sampling import RowSampler
 from persona_lab.inference.scoring import loglikelihood
 from persona_lab.inference.text_stream import TextStream
@@ -84,6 +89,125 @@ def test_loglikelihood_of_nothing_is_nothing(tiny_model: Path, home: Home) -> No
     assert loglikelihood(model, renderer, []) == []
     [blank] = loglikelihood(model, renderer, [([user("Hello")], " ")])
     assert (blank.total, blank.tokens, blank.bytes) == (0.0, 0, 1)
+
+
+QUESTIONS = ("Why do you keep the sea in a drawer?", "Who is the keeper of small hours?", "Is it lost, and why there?")
+ANSWERS = tuple(f"The clock counts {i} biscuits, slowly{', my dear' * (i % 3)}." for i in range(8))
+TALK = (user("Is it raining on the stair?"), Message(role="assistant", content="It was, before the soup.")) * 4
+
+
+def ranking() -> list[tuple[list[Message], str]]:
+    """Eight candidates after each of three contexts, under two system prompts, after small talk that grows."""
+    other = Message(
+        role="system", content="You are a bicycle that was never told it is retired, and rings at strangers."
+    )
+    contexts = [[SYSTEM, *TALK[:turns], user(q)] for q in QUESTIONS for turns in (0, 4, 8)]
+    contexts += [[other, user(q)] for q in QUESTIONS]
+    return [(context, answer) for context in contexts for answer in ANSWERS]
+
+
+class TokensRun:
+    """Counts the tokens that a model is given, with padding."""
+
+    def __init__(self, model: Any) -> None:
+        self.count = 0
+        model.register_forward_pre_hook(self._look, with_kwargs=True)
+
+    def _look(self, module: Any, arguments: Any, named: Any) -> None:
+        self.count += named["input_ids"].numel()
+
+
+def assert_equal_to_plain(model: Any, renderer: ChatRenderer, items: list[tuple[list[Message], str]]) -> None:
+    for (messages, reply), found in zip(items, loglikelihood(model, renderer, items), strict=True):
+        total, tokens = plain_loglikelihood(model, renderer, messages, reply)
+        assert found.tokens == tokens
+        assert abs(found.total - total) / tokens < 1e-4
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3", "gemma2", "mistral"])
+def test_shared_contexts_are_run_once_and_change_nothing(
+    architecture: str, tiny_model_of: Callable[[str], Path], home: Home
+) -> None:
+    model, renderer = load(tiny_model_of(architecture), home)
+    items = ranking()
+    assert_equal_to_plain(model, renderer, items)
+    run = TokensRun(model)
+    loglikelihood(model, renderer, items)
+    assert run.count < sum(len(renderer.prompt_ids(messages)) for messages, _ in items) / 2
+
+
+def test_a_model_whose_window_is_shorter_than_the_context_shares_nothing(
+    tiny_model_of: Callable[[str], Path], home: Home, tmp_path: Path
+) -> None:
+    folder = tmp_path / "short-window"
+    shutil.copytree(tiny_model_of("mistral"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "sliding_window": 24}))
+    model, renderer = load(folder, home)
+    whole, _ = load(tiny_model_of("mistral"), home)
+    items = ranking()
+    assert_equal_to_plain(model, renderer, items)
+    assert plain_loglikelihood(model, renderer, *items[0]) != plain_loglikelihood(whole, renderer, *items[0])
+    run = TokensRun(model)
+    loglikelihood(model, renderer, items)
+    assert run.count >= sum(len(renderer.prompt_ids(messages)) for messages, _ in items)
+
+
+def test_a_model_that_keeps_a_state_shares_nothing(tiny_model: Path, home: Home) -> None:
+    model, renderer = load(tiny_model, home)
+    model._is_stateful = True
+    items = ranking()
+    assert_equal_to_plain(model, renderer, items)
+    run = TokensRun(model)
+    loglikelihood(model, renderer, items)
+    assert run.count >= sum(len(renderer.prompt_ids(messages)) for messages, _ in items)
+
+
+def test_keys_and_values_of_a_batch_are_bounded(tiny_model: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, renderer = load(tiny_model, home)
+    rows = []
+    model.register_forward_pre_hook(lambda m, a, named: rows.append(named["input_ids"].shape[0]), with_kwargs=True)
+    items = ranking()
+    many = loglikelihood(model, renderer, items)
+    assert max(rows) > 4
+    rows.clear()
+    # 2 layers x 2 heads x 16 x keys and values in fp32 are 512 bytes a token
+    monkeypatch.setattr(scoring, "CACHE_BYTES", 512 * 1000)
+    few = loglikelihood(model, renderer, items)
+    assert max(rows) <= 1000 // min(len(renderer.prompt_ids(m)) for m, _ in items)
+    assert [r.total for r in few] == pytest.approx([r.total for r in many], abs=1e-3)
+
+
+@dataclass
+class Sequence:
+    """What a prefix tree is made of."""
+
+    ids: tuple[int, ...]
+    start: int
+
+
+def test_a_prefix_tree_has_a_level_only_where_it_saves_enough() -> None:
+    system, filler = tuple(range(100, 150)), tuple(range(200, 260))
+    short = [Sequence((*system, 1, i, 9), 52) for i in range(4)]
+    long = [Sequence((*system, *filler, 1, i, 9), 112) for i in range(4)]
+    alone = [Sequence((7, 8, 9), 2)]
+    tree = grow([*short, *long, *alone], 128)
+    assert (tree.length, tree.items) == (0, alone)
+    [first] = tree.children
+    assert (first.ids, first.items) == (system, short)
+    [second] = first.children
+    assert (second.ids, second.items, second.children) == ((*system, *filler, 1), long, [])
+    assert len(tree.everything()) == 9
+    assert grow([*short, *long], 200).children[0].children == []  # 4 x 61 tokens less one
+    assert grow([*short, *long], None).children == []
+    # the token before the start is run with each item, even if it is the same for all
+    assert grow([Sequence(tuple(range(300)), 200) for _ in range(3)], 128).children[0].length == 199
+
+
+def test_a_prefix_tree_of_a_very_long_chain_does_not_run_out_of_stack() -> None:
+    chain = [Sequence(tuple(range(5 * i + 2)), 5 * i + 1) for i in range(1, 1500)]
+    tree = grow(chain, 128)
+    assert sorted(len(item.ids) for item in tree.everything()) == [len(item.ids) for item in chain]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2", "gemma2"])
