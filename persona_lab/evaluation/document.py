@@ -115,7 +115,8 @@ def _evaluators(evaluated: Evaluated) -> list[dict[str, Any]]:
         row["note"] = _common([cell["note"] for cell in row["cells"].values()])
         for cell in row["cells"].values():
             cell["why"] = _rest(cell["note"], row["note"]) if cell["value"] is None else ""
-    return [_group(evaluator, list(rows.values())) for evaluator, rows in groups.items()]
+    names = {v.id: _label(v) for v in evaluated.variants}
+    return [_group(evaluator, list(rows.values()), names) for evaluator, rows in groups.items()]
 
 
 def _row(metric: Metric) -> dict[str, Any]:
@@ -124,11 +125,21 @@ def _row(metric: Metric) -> dict[str, Any]:
     return {**kept, "title": metric.title or words(metric.metric), "compared": compared, "cells": {}}
 
 
-def _group(evaluator: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """`rows`: what variants are compared on, or all where that is nothing; `more`: second views."""
+def _group(evaluator: str, rows: list[dict[str, Any]], names: Mapping[str, str]) -> dict[str, Any]:
+    """`rows`: what variants are compared on, or all where that is nothing; `more`: second views; `remarks`."""
     main = [row for row in rows if row["compared"]] or rows
     more = [row for row in rows if row not in main]
-    return {"evaluator": evaluator, "title": words(evaluator), "rows": main, "more": more}
+    remarks = [remark for row in [*main, *more] for remark in _remarks(row, names)]
+    return {"evaluator": evaluator, "title": words(evaluator), "rows": main, "more": more, "remarks": remarks}
+
+
+def _remarks(row: Mapping[str, Any], names: Mapping[str, str]) -> list[dict[str, str]]:
+    """What a metric's notes say of single variants, beyond what they say of all."""
+    said: dict[str, list[str]] = {}
+    for variant, cell in row["cells"].items():
+        if cell["value"] is not None and (rest := _rest(cell["note"], row["note"])):
+            said.setdefault(rest, []).append(names[variant])
+    return [{"title": row["title"], "of": ", ".join(of), "text": text} for text, of in said.items()]
 
 
 def _common(notes: Sequence[str]) -> str:
@@ -216,7 +227,7 @@ def _drift(evaluated: Evaluated) -> list[dict[str, Any]]:
     """The gain after so many turns; the base has none by definition."""
     lines = []
     for variant in evaluated.variants:
-        levels = [
+        levels: list[dict[str, Any]] = [
             {"turns": int(found[1]), **_spread(metric)}
             for metric in evaluated.metrics.get(variant.id, ())
             if metric.evaluator == "drift" and metric.value is not None and (found := _AFTER.fullmatch(metric.metric))
