@@ -233,7 +233,8 @@ def _drift(evaluated: Evaluated) -> list[dict[str, Any]]:
             if metric.evaluator == "drift" and metric.value is not None and (found := _AFTER.fullmatch(metric.metric))
         ]
         if levels and variant.kind != "base":
-            lines.append({"variant": variant.id, "levels": sorted(levels, key=lambda level: int(level["turns"]))})
+            levels.sort(key=lambda level: int(level["turns"]))
+            lines.append({"variant": variant.id, "levels": levels})
     return lines
 
 
