@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from persona_lab_builtin.evaluators.drift import Drift
+from persona_lab_builtin.evaluators.drift import Drift, DriftConfig
 from persona_lab_builtin.evaluators.small_talk import EXCHANGES, small_talk
 
-from persona_lab.types import LogLikelihood, Message, Metric, Persona, Probe, Variant
+from persona_lab.types import Frozen, LogLikelihood, Message, Metric, Persona, Probe, Variant
 
 
 def probes(count: int) -> list[Probe]:
@@ -25,6 +25,10 @@ def probes(count: int) -> list[Probe]:
     ]
 
 
+def user(text: str) -> Message:
+    return Message(role="user", content=text)
+
+
 def variant(kind: Any = "adapter") -> Variant:
     return Variant(id="v", name="v", persona="tamsin", base="starter", strategy="lora", kind=kind, system="Be T.")
 
@@ -34,8 +38,8 @@ class Fading:
 
     quick, seed, dataset = False, 0, None
 
-    def __init__(self, persona: Persona) -> None:
-        self.persona = persona
+    def __init__(self, persona: Persona, settings: Frozen | None = None) -> None:
+        self.persona, self.settings = persona, settings or DriftConfig()
 
     def phase(self, title: str, total: int | None = None) -> None: ...
 
@@ -66,8 +70,22 @@ def test_the_base_does_not_fade_and_nothing_to_ask_is_said(persona_factory: Call
     assert by_name(Drift().score(variant("base"), probes(5), context))["fade"].value == 0
     nothing = by_name(Drift().score(variant(), [], context))
     assert all(metric.value is None and metric.note for metric in nothing.values())
-    long = [p.model_copy(update={"messages": (Message(role="user", content="x" * 3000),)}) for p in probes(3)]
-    assert by_name(Drift().score(variant(), long, context))["fade"].value is None
+
+
+def test_probes_that_might_not_fit_are_left_out_and_counted(persona_factory: Callable[..., Persona]) -> None:
+    some = probes(10)
+    long = [p.model_copy(update={"messages": (user("x" * 6000),)}) for p in some[:4]]
+    foreign = [p.model_copy(update={"messages": (user("ж" * 1000),)}) for p in some[4:7]]
+    mixed = [*long, *foreign, *some[7:]]
+    found = by_name(Drift().score(variant(), mixed, Fading(persona_factory())))
+    assert found["fade"].n == 3
+    assert "7 probes are left out" in found["fade"].note
+    roomy = Fading(persona_factory(), DriftConfig(context_tokens=8192))
+    assert by_name(Drift().score(variant(), mixed, roomy))["fade"].n == 10
+    card = variant().model_copy(update={"system": "Long. " * 1500})
+    withheld = by_name(Drift().score(card, some, Fading(persona_factory())))["fade"]
+    assert withheld.value is None
+    assert "drift.context_tokens" in withheld.note
 
 
 def test_small_talk_grows_from_its_own_beginning() -> None:

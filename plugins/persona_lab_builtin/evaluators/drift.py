@@ -6,9 +6,12 @@ of neutral small talk put before the probe's own context; the base reads the sam
     fade = G(0) - G(16)         nats a byte, lower is better, 0: nothing fades
     slope = mean over probes of the least-squares slope of g over k, nats a byte and turn, higher is better
 
-The base is 0 by definition. Turns are exchanges, a question and its answer. Source of the question: Li et al. 2024
-(persona drift within a few turns, arXiv 2402.10962); the measure is ours. What it cannot say: how a chat drifts that
-the model writes itself, or what other small talk would do.
+The base is 0 by definition. Turns are exchanges, a question and its answer. Turns that the base's context cannot hold
+would be cut without a word and measure nothing, so probes that might not fit are left out: tokens are guessed on the
+high side (3 bytes a token, 1 where it is not ASCII, 8 a message) and held against `context_tokens`.
+
+Source of the question: Li et al. 2024 (persona drift within a few turns, arXiv 2402.10962); the measure is ours. What
+it cannot say: how a chat drifts that the model writes itself, or what other small talk would do.
 """
 
 from __future__ import annotations
@@ -16,14 +19,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from persona_lab.api import EvalContext, Evaluator, ItemScore, Metric, Probe, Variant
+from pydantic import Field
+
+from persona_lab.api import EvalContext, Evaluator, Frozen, ItemScore, Message, Metric, Probe, Variant
 from persona_lab_builtin.evaluators.small_talk import small_talk
 
 TURNS = (0, 4, 8, 16)
 PROBES, QUICK_PROBES = 24, 8
-MAX_CONTEXT_BYTES = 2400
-"""Probes with longer contexts are left out: 16 turns more might not fit, and turns that are cut measure nothing."""
+TOKENS_A_MESSAGE = 8
 _TITLES = {"fade": "Fades over 16 turns", "slope": "Change of gain a turn"}
+
+
+class DriftConfig(Frozen):
+    """How long a chat may be."""
+
+    context_tokens: int = Field(
+        2048,
+        ge=256,
+        le=1_048_576,
+        description="Tokens that the base model can read; what might not fit is left out. Raise it for long cards.",
+    )
 
 
 class Drift(Evaluator):
@@ -33,20 +48,44 @@ class Drift(Evaluator):
     title = "Drift"
     summary = "Whether the character fades over a long chat."
     rank = 60
+    Config = DriftConfig
 
     def score(self, variant: Variant, probes: Sequence[Probe], ctx: EvalContext) -> Iterable[Metric]:
         """Metrics fade (compared), slope, and g_at_0, g_at_4, g_at_8, g_at_16."""
         from persona_lab.api import spread
 
         ctx.phase(f"Drift of {variant.name}", None)
-        fitting = [p for p in probes if p.kind == "reply" and _size(p) <= MAX_CONTEXT_BYTES]
-        asked = spread(fitting, [p.cluster for p in fitting], QUICK_PROBES if ctx.quick else PROBES, ctx.seed)
+        settings = ctx.settings if isinstance(ctx.settings, DriftConfig) else DriftConfig()
+        replies = [p for p in probes if p.kind == "reply"]
+        chosen = spread(replies, [p.cluster for p in replies], QUICK_PROBES if ctx.quick else PROBES, ctx.seed)
+        asked = [p for p in chosen if _longest(variant, p, ctx.seed) <= settings.context_tokens]
+        remark = _left_out(len(chosen) - len(asked), settings.context_tokens)
         gains = _gains(variant, asked, ctx)
-        return [*_summaries(asked, gains), *(_level(turns, asked, gains) for turns in TURNS)]
+        metrics = [*_summaries(asked, gains), *(_level(turns, asked, gains) for turns in TURNS)]
+        return [m.model_copy(update={"note": f"{m.note} {remark}".strip()}) for m in metrics]
 
 
-def _size(probe: Probe) -> int:
-    return sum(len(message.content.encode()) for message in probe.messages)
+def _longest(variant: Variant, probe: Probe, seed: int) -> int:
+    """Tokens of the longest chat with this probe, rather too many than too few."""
+    examples = [message for example in variant.examples for message in example.messages]
+    system = Message(role="system", content=variant.system)
+    reply = Message(role="assistant", content=probe.reply)
+    return sum(_tokens(m) for m in (system, *examples, *small_talk(TURNS[-1], seed), *probe.messages, reply))
+
+
+def _tokens(message: Message) -> int:
+    plain = sum(character.isascii() for character in message.content)
+    return TOKENS_A_MESSAGE + plain // 3 + len(message.content.encode()) - plain
+
+
+def _left_out(count: int, context_tokens: int) -> str:
+    if not count:
+        return ""
+    what = "probe is" if count == 1 else "probes are"
+    return (
+        f"{count} {what} left out: with {TURNS[-1]} turns more they might not fit into {context_tokens} tokens; if the "
+        f"base model can read more, set {Drift.id}.context_tokens."
+    )
 
 
 def _gains(variant: Variant, asked: Sequence[Probe], ctx: EvalContext) -> Mapping[tuple[str, int], float]:
