@@ -33,6 +33,9 @@ def compare_all(
 ) -> list[Comparison]:
     """Every pair of variants on every metric that is meant to be compared and has at least two shared items.
 
+    A control is compared with what was trained or prompted for the persona, not with the base or another control: those
+    are no questions anybody has, and each would make the correction harsher.
+
     Metrics of one evaluator whose differences are the same but for their unit (gain over a common base, bits per byte)
     are compared once: twice would only make the correction harsher.
 
@@ -47,13 +50,19 @@ def compare_all(
     found = [
         pair
         for a, b in itertools.combinations(variants, 2)
+        if not _idle(a, b)
         for metric in metrics.get(a.id, ())
         if (pair := _pair(a, b, metric, metrics.get(b.id, ()))) is not None
     ]
     paired = list({_signature(pair): pair for pair in reversed(found)}.values())[::-1]  # the first of its kind stays
     p_values = [_p(pair, seed) for pair in paired]
     corrected = holm(p_values)
-    return [_comparison(pair, p, q, seed) for pair, p, q in zip(paired, p_values, corrected, strict=True)]
+    total = len(paired)
+    return [_comparison(pair, p, q, total, seed) for pair, p, q in zip(paired, p_values, corrected, strict=True)]
+
+
+def _idle(a: Variant, b: Variant) -> bool:
+    return (a.control and (b.control or b.kind == "base")) or (b.control and a.kind == "base")
 
 
 def _pair(a: Variant, b: Variant, metric: Metric, of_b: Sequence[Metric]) -> _Paired | None:
@@ -88,7 +97,7 @@ def _differences(pair: _Paired) -> list[float]:
     return [x - y for x, y in zip(pair.values_a, pair.values_b, strict=True)]
 
 
-def _comparison(pair: _Paired, p: float, p_holm: float, seed: int) -> Comparison:
+def _comparison(pair: _Paired, p: float, p_holm: float, comparisons: int, seed: int) -> Comparison:
     interval = cluster_bootstrap(_differences(pair), pair.clusters, seed=seed)
     low = interval.value if interval.low is None else interval.low
     high = interval.value if interval.high is None else interval.high
@@ -103,15 +112,15 @@ def _comparison(pair: _Paired, p: float, p_holm: float, seed: int) -> Comparison
         n=interval.n,
         p=p,
         p_holm=p_holm,
-        verdict=_verdict(pair, interval.value, p_holm),
+        verdict=_verdict(pair, interval.value, p_holm, comparisons),
     )
 
 
-def _verdict(pair: _Paired, difference: float, p_holm: float) -> str:
+def _verdict(pair: _Paired, difference: float, p_holm: float, comparisons: int) -> str:
     a, b = named(pair.a), named(pair.b)
     if p_holm >= ALPHA:
-        seen = smallest_detectable(_differences(pair), pair.clusters)
-        return not_apart(a, b, pair.metric, len(pair.clusters), p_holm, seen)
+        said = not_apart(a, b, pair.metric, len(pair.clusters), p_holm)
+        return f"{said}{sensitivity(_differences(pair), pair.clusters, pair.metric.unit, comparisons)}"
     better, worse = (a, b) if (difference > 0) == (pair.metric.better == "higher") else (b, a)
     return apart(better, worse, pair.metric, p_holm)
 
@@ -132,12 +141,28 @@ def apart(better: str, worse: str, metric: Metric, p: float) -> str:
     return f"{better} is better than {worse} on {title_of(metric)} (p = {p:.2g})."
 
 
-def not_apart(a: str, b: str, metric: Metric, items: int, p: float, detectable: float | None) -> str:
-    """The verdict where it is not, with the smallest difference that would probably have been seen."""
-    verdict = f"{a} and {b} cannot be told apart on {title_of(metric)} with {items} items (p = {p:.2g}"
-    if detectable is None:
-        return f"{verdict})."
-    if detectable == 0:
-        return f"{verdict}; the difference is the same on every item)."
-    needed = f"{detectable * 100:.0f} points" if metric.unit == "share" else f"{detectable:.2g} {metric.unit}"
-    return f"{verdict}; to be seen four times in five, before the correction, it has to be about {needed})."
+def not_apart(a: str, b: str, metric: Metric, items: int, p: float) -> str:
+    """The verdict where it is not."""
+    return f"{a} and {b} cannot be told apart on {title_of(metric)} with {items} items (p = {p:.2g})."
+
+
+def too_few(clusters: int, comparisons: int) -> bool:
+    """Whether no difference at all could survive Holm's correction: flipping k signs gives no p below 2 / 2**k."""
+    return comparisons * 2.0 ** (1 - clusters) >= ALPHA
+
+
+def sensitivity(differences: Sequence[float], clusters: Sequence[str], unit: str, comparisons: int) -> str:
+    """A sentence on what difference could have been seen, with a space before it; empty if nothing can be said."""
+    independent = len(set(clusters))
+    if not any(differences):
+        return " They are the same on every item."
+    if too_few(independent, comparisons):
+        return (
+            f" With {independent} independent items no difference, however large, survives the correction for "
+            f"{comparisons} comparisons: this takes more items, or fewer comparisons."
+        )
+    seen = smallest_detectable(differences, clusters)
+    if not seen:
+        return ""
+    needed = f"{seen * 100:.0f} points" if unit == "share" else f"{seen:.2g} {unit}"
+    return f" To be seen four times in five, before the correction, a difference has to be about {needed}."

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from persona_lab.evaluation.plots import GRID, INK, MUTED, PAPER, WIDTH, legend, new_figure, short, style, to_svg
 
@@ -188,7 +189,7 @@ def scale_plot(name: str, scale: tuple[float, float, bool], label: str) -> str:
 
     figure, axes = new_figure(WIDTH, 0.75)
     bar = figure.colorbar(ScalarMappable(_norm(scale), MAP), cax=axes, orientation="horizontal")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.solids.set_rasterized(False)
     bar.solids.set_edgecolor("face")
     axes.tick_params(colors=MUTED, labelcolor=INK, length=3, labelsize=9)
@@ -196,7 +197,7 @@ def scale_plot(name: str, scale: tuple[float, float, bool], label: str) -> str:
     return to_svg(figure, name)
 
 
-def _norm(scale: tuple[float, float, bool]):  # type: ignore[no-untyped-def]
+def _norm(scale: tuple[float, float, bool]) -> Any:
     from matplotlib.colors import LogNorm, Normalize
 
     low, high, logarithmic = scale

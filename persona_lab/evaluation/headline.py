@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from persona_lab.evaluation.compare import ALPHA, named, title_of
+from persona_lab.evaluation.compare import ALPHA, named, title_of, too_few
 from persona_lab.evaluation.wording import signed
 from persona_lab.types import Comparison, Metric, Variant
 
@@ -60,7 +60,7 @@ def headline(
         ("Against a wrong character", [_control(v, c, rows) for v, c, rows in controls]),
         ("Cannot be told apart", [_open(a, b, rows) for a, b, rows in [*against_base, *among]]),
         ("Not measured", _withheld(variants, metrics)),
-        ("Keep in mind", _caution(tried, bases, comparisons)),
+        ("Keep in mind", _caution(tried, bases, kinds, comparisons)),
     ]
     kept = [(title, [line for line in lines if line]) for title, lines in blocks]
     return [{"title": title, "lines": lines} for title, lines in kept if lines]
@@ -90,14 +90,14 @@ def _measured(rows: Sequence[_Side]) -> str:
 def _won(variant: Variant, rows: Sequence[_Side]) -> str:
     better = [row for row in rows if row.told_apart and row.better]
     if not better:
-        return f"{named(variant)}: nothing that goes beyond chance."
+        return f"{named(variant)}: no gain that is beyond chance."
     return f"{named(variant)} is better than its base on: {_measured(better)}."
 
 
 def _lost(variant: Variant, rows: Sequence[_Side]) -> str:
     worse = [row for row in rows if row.told_apart and not row.better]
     if not worse:
-        return f"{named(variant)}: nothing that goes beyond chance."
+        return f"{named(variant)}: no loss that is beyond chance."
     return f"{named(variant)} is worse than its base on: {_measured(worse)}."
 
 
@@ -138,16 +138,29 @@ def _withheld(variants: Sequence[Variant], metrics: Mapping[str, Sequence[Metric
     missing = [found[0] for found in by_key.values() if all(m.value is None for m in found)]
     if not missing:
         return []
-    titles = ", ".join(title_of(metric) for metric in missing)
+    titles = "; ".join(title_of(metric) for metric in missing)
     return [f"Withheld for every variant: {titles}. The table says why."]
 
 
-def _caution(tried: Sequence[Variant], bases: Sequence[Variant], comparisons: Sequence[Comparison]) -> list[str]:
+def _caution(
+    tried: Sequence[Variant],
+    bases: Sequence[Variant],
+    kinds: Mapping[Key, Metric],
+    comparisons: Sequence[Comparison],
+) -> list[str]:
     lines = []
     if not comparisons:
         lines.append("Nothing could be compared: that takes two variants with the same items.")
     elif not bases:
         lines.append("The base was not measured here, so nothing is said about what training gained.")
+    compared = dict.fromkeys((c.evaluator, c.metric) for c in comparisons)
+    few = [kinds[k] for k in compared if too_few(len({i.cluster for i in kinds[k].items}), len(comparisons))]
+    if few:
+        titles = "; ".join(title_of(metric) for metric in few)
+        lines.append(
+            f"Too few items for any difference to survive the correction for {len(comparisons)} comparisons, so that "
+            f"finding none means nothing: {titles}."
+        )
     if any(v.kind in ("adapter", "weights") for v in tried):
         lines.append(SEEDS)
     return lines

@@ -54,7 +54,7 @@ def interval_plot(name: str, dots: Sequence[Dot], unit: str, reference: float | 
 
     Args:
         name: makes the ids inside the SVG unique on the page.
-        share: the values are proportions; the axis then runs from 0 to 1.
+        share: the values are proportions; unless one is a difference of two, the axis then runs from 0 to 1.
     """
     figure, axes = new_figure(3.9, 0.66 + 0.32 * len(dots))
     for row, dot in enumerate(dots):
@@ -69,7 +69,7 @@ def interval_plot(name: str, dots: Sequence[Dot], unit: str, reference: float | 
         axes.axvline(reference, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
     axes.set_yticks(range(len(dots)), [short(dot.label) for dot in dots])
     axes.set_ylim(len(dots) - 0.4, -0.6)
-    if share:
+    if share and all(end is None or 0 <= end <= 1 for dot in dots for end in (dot.value, dot.low, dot.high)):
         axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel(unit)
     axes.locator_params(axis="x", nbins=5)

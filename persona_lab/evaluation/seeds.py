@@ -2,8 +2,10 @@
 
 One training is one draw: two seeds of the same strategy differ, and an interval over held-out lines does not know it.
 Here seeds and clusters of lines are resampled together, each with replacement, as two crossed random factors (Owen
-2007, the pigeonhole bootstrap, https://arxiv.org/abs/0712.1111). Three seeds are few to know their spread from, and
-with fewer on a side that has training noise nothing is ranked.
+2007, the pigeonhole bootstrap, https://arxiv.org/abs/0712.1111). Few draws of a factor look too alike, and three seeds
+are very few: the interval keeps the resampling's shape, and is stretched to Student's width with as many degrees of
+freedom as the seeds and clusters together have (Satterthwaite 1946, https://doi.org/10.2307/3002019). With fewer than
+three seeds on a side that has training noise nothing is ranked.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from persona_lab.evaluation.compare import ALPHA, apart, not_apart, title_of
-from persona_lab.evaluation.statistics import expanded_quantiles, holm, paired_permutation, smallest_detectable
+from persona_lab.evaluation.compare import ALPHA, apart, not_apart, sensitivity, title_of
+from persona_lab.evaluation.statistics import holm, paired_permutation
 from persona_lab.types import Comparison, ItemScore, Metric
 
 RESAMPLES = 4000
@@ -57,7 +59,7 @@ def _combined(metrics: Sequence[Metric], seed: int) -> Metric:
     table = _table(metrics)
     if table is not None:
         ids, clusters, values = table
-        low, high = _interval(_sums(values, clusters), seed)
+        low, high = _interval(_sums(values, clusters), None, seed)
         items = [
             ItemScore(id=i, cluster=c, value=float(v)) for i, c, v in zip(ids, clusters, values.mean(0), strict=True)
         ]
@@ -104,13 +106,43 @@ def _cluster_weights(clusters: int, rng: np.random.Generator) -> np.ndarray:
     return rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=RESAMPLES).astype(np.float64)
 
 
-def _interval(sums: _Sums, seed: int) -> tuple[float | None, float | None]:
+def _interval(sums: _Sums, other: _Sums | None, seed: int) -> tuple[float | None, float | None]:
+    """Of the mean over seeds and items, or of its difference to that of another group on the same clusters."""
     clusters = len(sums.counts)
     if clusters < 2:
         return None, None
     rng = np.random.default_rng(seed)
-    means = _resampled(sums, _cluster_weights(clusters, rng), rng)
-    return expanded_quantiles(means, 0.95, clusters)
+    weights = _cluster_weights(clusters, rng)
+    means = _resampled(sums, weights, rng)
+    averaged = sums.values.mean(0)
+    parts = [_seed_variance(sums)]
+    if other is not None:
+        means = means - _resampled(other, weights, rng)
+        averaged = averaged - other.values.mean(0)
+        parts.append(_seed_variance(other))
+    value = float(averaged.sum() / sums.counts.sum())
+    residuals = averaged - value * sums.counts
+    of_clusters = float((residuals**2).sum()) * clusters / (clusters - 1) / float(sums.counts.sum()) ** 2
+    return _stretched(means, value, [(of_clusters, clusters - 1), *parts])
+
+
+def _seed_variance(sums: _Sums) -> tuple[float, int]:
+    """Variance of the mean over seeds that the seeds explain, and its degrees of freedom; one seed shows none."""
+    means = sums.values.sum(1) / sums.counts.sum()
+    return (float(means.var(ddof=1)) / len(means), len(means) - 1) if len(means) > 1 else (0.0, 1)
+
+
+def _stretched(means: np.ndarray, value: float, parts: Sequence[tuple[float, int]]) -> tuple[float, float]:
+    """The middle 95% of `means`, about `value`, as wide as Student's interval of the variances (each with its df)."""
+    from scipy.stats import t
+
+    variance = sum(v for v, _ in parts)
+    low, high = (float(end) for end in np.quantile(means, [0.025, 0.975]))
+    if variance <= 0 or high - low <= 1e-9 * abs(value):
+        return value, value
+    freedom = variance**2 / sum(v**2 / df for v, df in parts)
+    factor = 2 * float(t.ppf(0.975, freedom)) * variance**0.5 / (high - low)
+    return value + (low - value) * factor, value + (high - value) * factor
 
 
 def compare_groups(groups: Mapping[str, Seeds], deterministic: Collection[str] = (), seed: int = 0) -> list[Comparison]:
@@ -134,7 +166,8 @@ def compare_groups(groups: Mapping[str, Seeds], deterministic: Collection[str] =
     found = [(a, b, metric, difference) for a, b, metric, difference in measured if difference is not None]
     corrected = holm([difference.p for *_, difference in found])
     few = {name: len(seeds) for name, seeds in groups.items() if name not in deterministic and len(seeds) < MIN_SEEDS}
-    return [_comparison(a, b, m, d, q, few) for (a, b, m, d), q in zip(found, corrected, strict=True)]
+    total = len(found)
+    return [_comparison(a, b, m, d, q, few, total) for (a, b, m, d), q in zip(found, corrected, strict=True)]
 
 
 def _shared(a: Seeds, b: Seeds) -> list[tuple[Metric, list[Metric], list[Metric]]]:
@@ -159,7 +192,8 @@ class _Difference:
     high: float | None
     n: int
     p: float
-    detectable: float | None
+    items: list[float]
+    clusters: list[str]
 
 
 def _difference(a: Sequence[Metric], b: Sequence[Metric], seed: int) -> _Difference | None:
@@ -173,28 +207,26 @@ def _difference(a: Sequence[Metric], b: Sequence[Metric], seed: int) -> _Differe
     clusters = [of_a[1][position] for position in kept]
     values_a, values_b = of_a[2][:, kept], of_b[2][:, [places[of_a[0][position]] for position in kept]]
     differences = values_a.mean(0) - values_b.mean(0)
-    sums_a, sums_b = _sums(values_a, clusters), _sums(values_b, clusters)
-    low = high = None
-    if len(sums_a.counts) >= 2:
-        rng = np.random.default_rng(seed)
-        weights = _cluster_weights(len(sums_a.counts), rng)
-        means = _resampled(sums_a, weights, rng) - _resampled(sums_b, weights, rng)
-        low, high = expanded_quantiles(means, 0.95, len(sums_a.counts))
+    low, high = _interval(_sums(values_a, clusters), _sums(values_b, clusters), seed)
     return _Difference(
         float(differences.mean()),
         low,
         high,
         len(kept),
         paired_permutation([float(d) for d in differences], clusters, seed=seed),
-        smallest_detectable([float(d) for d in differences], clusters),
+        [float(d) for d in differences],
+        clusters,
     )
 
 
 def _comparison(
-    a: str, b: str, metric: Metric, difference: _Difference, p_holm: float, few: Mapping[str, int]
+    a: str, b: str, metric: Metric, difference: _Difference, p_holm: float, few: Mapping[str, int], comparisons: int
 ) -> Comparison:
     low = difference.value if difference.low is None else difference.low
     high = difference.value if difference.high is None else difference.high
+    verdict = _verdict(a, b, metric, difference, p_holm, few)
+    if p_holm >= ALPHA:
+        verdict += sensitivity(difference.items, difference.clusters, metric.unit, comparisons)
     return Comparison(
         a=a,
         b=b,
@@ -206,7 +238,7 @@ def _comparison(
         n=difference.n,
         p=difference.p,
         p_holm=p_holm,
-        verdict=_verdict(a, b, metric, difference, p_holm, few),
+        verdict=verdict,
     )
 
 
@@ -221,7 +253,7 @@ def _verdict(a: str, b: str, metric: Metric, difference: _Difference, p_holm: fl
             "is within what another training seed would change."
         )
     if p_holm >= ALPHA:
-        return not_apart(a, b, metric, difference.n, p_holm, difference.detectable)
+        return not_apart(a, b, metric, difference.n, p_holm)
     short = [name for name in (a, b) if name in few]
     if short:
         needed = " and ".join(f"{MIN_SEEDS - few[name]} more of {name}" for name in short)

@@ -78,12 +78,12 @@ def test_the_family_wise_rate_holds_over_many_comparisons() -> None:
     rng = np.random.default_rng(6)
     names = ("a", "b", "c", "d")
     alarms = 0
-    for _ in range(60):
-        metrics = {n: [metric(rng.normal(size=30), name=f"m{k}") for k in range(3)] for n in names}
+    for _ in range(40):
+        metrics = {n: [metric(rng.normal(size=12), name=f"m{k}") for k in range(3)] for n in names}
         found = compare_all([variant(n) for n in names], metrics)
         assert len(found) == 18
         alarms += any(c.p_holm < 0.05 for c in found)
-    assert alarms / 60 <= 0.05 + binomial_reach(0.05, 60)
+    assert alarms / 40 <= 0.05 + binomial_reach(0.05, 40)
 
 
 def test_the_power_is_what_the_textbook_says() -> None:
@@ -140,6 +140,27 @@ def test_a_run_and_its_own_copy_cannot_be_told_apart() -> None:
     found = compare_all([variant("a"), variant("b")], {n: [metric(values, SCENES)] for n in ("a", "b")})
     assert (found[0].p, found[0].p_holm, found[0].difference) == (1.0, 1.0, 0.0)
     assert "cannot be told apart" in found[0].verdict
+    assert found[0].verdict.endswith("They are the same on every item.")
+
+
+def test_a_verdict_says_when_no_difference_could_have_been_seen() -> None:
+    """Five independent items: flipping their signs gives no p below 1/16, however large the difference."""
+    sides = {"a": [metric([9.0, 9.1, 9.2, 9.1, 9.3])], "b": [metric([0.0] * 5)]}
+    found = compare_all([variant("a"), variant("b")], sides)[0]
+    assert found.p == pytest.approx(1 / 16)
+    assert "With 5 independent items no difference, however large, survives" in found.verdict
+    ten = {"a": [metric(np.arange(10) + 9.0)], "b": [metric([0.0] * 10)]}
+    assert compare_all([variant("a"), variant("b")], ten)[0].verdict.startswith("A is better than B")
+
+
+def test_a_control_is_compared_with_what_was_trained_only() -> None:
+    rng = np.random.default_rng(3)
+    base = variant("base").model_copy(update={"kind": "base"})
+    controls = [variant(n).model_copy(update={"control": True}) for n in ("c", "d")]
+    variants = [base, variant("lora"), *controls]
+    found = compare_all(variants, {v.id: [metric(rng.normal(size=20))] for v in variants})
+    assert [(c.a, c.b) for c in found] == [("base", "lora"), ("lora", "c"), ("lora", "d")]
+    assert "C (wrong character)" in found[1].verdict
 
 
 def test_a_verdict_says_what_would_have_been_seen_in_words_for_people() -> None:
@@ -147,7 +168,9 @@ def test_a_verdict_says_what_would_have_been_seen_in_words_for_people() -> None:
     sides = {n: [metric(rng.normal(size=40), title="Held-out gain")] for n in ("a", "b")}
     verdict = compare_all([variant("a"), variant("b")], sides)[0].verdict
     assert verdict.startswith("A and B cannot be told apart on held-out gain with 40 items (p = ")
-    assert re.search(r"seen four times in five, before the correction, it has to be about 0\.\d+ nats\)\.$", verdict)
+    assert re.search(
+        r"seen four times in five, before the correction, a difference has to be about 0\.\d+ nats\.$", verdict
+    )
 
 
 def test_second_views_of_a_measure_are_not_compared() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from persona_lab.evaluation import seeds
 from persona_lab.evaluation.seeds import combine, compare_groups
 from persona_lab.types import ItemScore, Metric
 
@@ -32,9 +33,9 @@ def metric(values: Any, name: str = "m", **changes: Any) -> Metric:
     return made.model_copy(update=changes)
 
 
-def trained(rng: np.random.Generator, mean: float, seeds: int, seed_noise: float) -> list[list[Metric]]:
+def trained(rng: np.random.Generator, mean: float, count: int, seed_noise: float) -> list[list[Metric]]:
     """Each seed has its own mean, and its own noise on every line."""
-    return [[metric(mean + rng.normal(0, seed_noise) + rng.normal(0, 1, 60))] for _ in range(seeds)]
+    return [[metric(mean + rng.normal(0, seed_noise) + rng.normal(0, 1, 60))] for _ in range(count)]
 
 
 def test_one_seed_is_as_it_was_measured() -> None:
@@ -102,15 +103,40 @@ def test_a_difference_within_the_seeds_own_noise_is_not_told_apart() -> None:
     assert "within what another training seed would change" in found.verdict
 
 
-def test_seeds_of_one_strategy_split_in_two_are_rarely_told_apart() -> None:
-    """The false alarms of ranking: two groups of three seeds from the same distribution, seeds differing a lot."""
+@pytest.mark.parametrize("noise", [0.2, 0.5, 2.0])
+def test_seeds_of_one_strategy_split_in_two_are_rarely_told_apart(
+    noise: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The false alarms of ranking: two groups of three seeds from the same distribution."""
+    monkeypatch.setattr(seeds, "RESAMPLES", 500)
     rng = np.random.default_rng(4)
-    trials, alarms = 80, 0
-    for _ in range(trials):
-        groups = {"a": trained(rng, 0.0, 3, 0.5), "b": trained(rng, 0.0, 3, 0.5)}
-        alarms += "is better" in compare_groups(groups)[0].verdict
-    # three seeds know their own spread badly, so the promise is kept only roughly
-    assert alarms / trials <= 0.20 + 3 * math.sqrt(0.05 * 0.95 / trials)
+    trials, alarms = 600, 0
+    for number in range(trials):
+        sides = [rng.normal(0, noise, (3, 1)) + rng.normal(0, 1, (3, 60)) for _ in range(2)]
+        low, high = seeds._interval(*(seeds._sums(side, CLUSTERS) for side in sides), seed=number)
+        assert low is not None
+        assert high is not None
+        alarms += not low <= 0 <= high
+    assert alarms / trials <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
+
+
+@pytest.mark.parametrize(("noise", "trainings"), [(0.5, 3), (2.0, 3), (1.0, 5)])
+def test_intervals_cover_the_strategys_mean_not_only_these_trainings(
+    noise: float, trainings: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New seeds and new lines each time, the lines being the same for all seeds."""
+    monkeypatch.setattr(seeds, "RESAMPLES", 1000)
+    rng = np.random.default_rng(5)
+    trials, covered = 200, 0
+    for number in range(trials):
+        lines = np.repeat(rng.normal(0, 0.7, 30), 2)
+        found = combine(
+            [[metric(lines + rng.normal(0, noise) + rng.normal(0, 1, 60))] for _ in range(trainings)], number
+        )[0]
+        assert found.low is not None
+        assert found.high is not None
+        covered += found.low <= 0 <= found.high
+    assert abs(covered / trials - 0.95) <= 3 * math.sqrt(0.05 * 0.95 / trials)
 
 
 def test_only_measures_meant_to_be_compared_are() -> None:
