@@ -145,23 +145,54 @@ def run_document(run: RunView) -> dict[str, Any]:
 
 
 def print_metrics(result: dict[str, Any]) -> None:
-    """An evaluation as a table, then what can and cannot be told apart."""
-    rows = []
-    for entry in result.get("variants", ()):
+    """An evaluation as a table, a column a variant; then what is withheld, and what can and cannot be told apart."""
+    from persona_lab.evaluation.compare import ALPHA
+
+    entries = result.get("variants", ())
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for entry in entries:
         for metric in entry["metrics"]:
-            interval = f"[{metric['low']:.3f}, {metric['high']:.3f}]" if metric["low"] is not None else ""
-            value = "withheld" if metric["value"] is None else f"{metric['value']:.3f}"
-            name = f"{metric['evaluator']}.{metric['metric']}"
-            rows.append((entry["variant"], name, value, interval, metric["n"], metric["unit"], metric["better"]))
-    print_table(("variant", "metric", "value", "95%", "n", "unit", "better"), rows, "Nothing was measured.")
+            rows.setdefault((metric["evaluator"], metric["metric"]), {})[entry["variant"]] = metric
+    columns = ("measure", *(entry["variant"] for entry in entries), "unit", "better")
+    table = [_metric_row(found, [entry["variant"] for entry in entries]) for found in rows.values()]
+    print_table(columns, table, "Nothing was measured.")
     for note in result.get("notes", ()):
         print(f"Note: {note}")
-    for entry in result.get("variants", ()):
-        for metric in entry["metrics"]:
-            if metric["value"] is None:
-                reason = metric["note"].split("Withheld:")[-1].strip()
-                print(f"{entry['variant']}, {metric['evaluator']}.{metric['metric']} is withheld: {reason}")
+    _print_gaps(rows.values(), entries)
+    # what is different comes first; sorting keeps the order otherwise
+    for comparison in sorted(result.get("comparisons", ()), key=lambda found: found["p_holm"] >= ALPHA):
+        print(comparison["verdict"])
+
+
+def _metric_row(found: dict[str, Any], variants: Sequence[str]) -> list[str]:
+    first = next(iter(found.values()))
+    return [_title(first), *(_metric_cell(found.get(variant)) for variant in variants), first["unit"], first["better"]]
+
+
+def _title(metric: dict[str, Any]) -> str:
+    return metric.get("title") or f"{metric['evaluator']}.{metric['metric']}"
+
+
+def _metric_cell(metric: dict[str, Any] | None) -> str:
+    if metric is None:
+        return "-"
+    if metric["value"] is None:
+        return "withheld"
+    span = f" [{metric['low']:.3f}, {metric['high']:.3f}]" if metric["low"] is not None else ""
+    return f"{metric['value']:.3f}{span}\n  n = {metric['n']}"
+
+
+def _print_gaps(rows: Iterable[dict[str, Any]], entries: Sequence[dict[str, Any]]) -> None:
+    """What was withheld, each reason once, and what failed."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for found in rows:
+        missing = {variant: metric for variant, metric in found.items() if metric["value"] is None}
+        for metric in missing.values():
+            which = "every variant" if len(missing) == len(found) else ", ".join(missing)
+            titles = reasons.setdefault((metric["note"].split("Withheld:")[-1].strip(), which), [])
+            titles += [_title(metric)] if _title(metric) not in titles else []
+    for (reason, which), titles in reasons.items():
+        print(f"Withheld for {which}: {'; '.join(titles)}. {reason}")
+    for entry in entries:
         for failed in entry.get("failed", ()):
             print(f"{entry['variant']} failed: {failed['message']}")
-    for comparison in result.get("comparisons", ()):
-        print(comparison["verdict"])

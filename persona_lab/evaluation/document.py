@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 from persona_lab.evaluation.compare import ALPHA
 from persona_lab.evaluation.headline import headline
 from persona_lab.evaluation.history import History, repeat_command
-from persona_lab.evaluation.wording import words
+from persona_lab.evaluation.wording import own_note, shared_note, words
 from persona_lab.home import Home
 from persona_lab.types import Comparison, ItemScore, Job, Machine, Metric, Persona, Probe, Variant, now
 
@@ -112,9 +111,9 @@ def _evaluators(evaluated: Evaluated) -> list[dict[str, Any]]:
             row = groups.setdefault(metric.evaluator, {}).setdefault(metric.metric, _row(metric))
             row["cells"][variant.id] = metric.model_dump(include={"value", "low", "high", "n", "note", "reference"})
     for row in (row for rows in groups.values() for row in rows.values()):
-        row["note"] = _common([cell["note"] for cell in row["cells"].values()])
+        row["note"] = shared_note([cell["note"] for cell in row["cells"].values()])
         for cell in row["cells"].values():
-            cell["why"] = _rest(cell["note"], row["note"]) if cell["value"] is None else ""
+            cell["why"] = own_note(cell["note"], row["note"]) if cell["value"] is None else ""
     names = {v.id: _label(v) for v in evaluated.variants}
     return [_group(evaluator, list(rows.values()), names) for evaluator, rows in groups.items()]
 
@@ -137,24 +136,9 @@ def _remarks(row: Mapping[str, Any], names: Mapping[str, str]) -> list[dict[str,
     """What a metric's notes say of single variants, beyond what they say of all."""
     said: dict[str, list[str]] = {}
     for variant, cell in row["cells"].items():
-        if cell["value"] is not None and (rest := _rest(cell["note"], row["note"])):
+        if cell["value"] is not None and (rest := own_note(cell["note"], row["note"])):
             said.setdefault(rest, []).append(names[variant])
     return [{"title": row["title"], "of": ", ".join(of), "text": text} for text, of in said.items()]
-
-
-def _common(notes: Sequence[str]) -> str:
-    """The sentences that all notes begin with: what a metric means, without what is said of one variant only."""
-    if len(set(notes)) == 1:
-        return notes[0]
-    same = itertools.takewhile(
-        lambda sentences: len(set(sentences)) == 1, zip(*(n.split(". ") for n in notes), strict=False)
-    )
-    said = ". ".join(sentences[0] for sentences in same).rstrip(".")
-    return f"{said}." if said else ""
-
-
-def _rest(note: str, common: str) -> str:
-    return note.removeprefix(common).strip() if common != note else ""
 
 
 def _comparisons(evaluated: Evaluated, labels: Mapping[str, str]) -> list[dict[str, Any]]:

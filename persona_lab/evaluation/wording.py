@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 DASH = "–"
@@ -75,6 +76,22 @@ def words(name: str) -> str:
     """An id as words: `held_out_gain` is `Held out gain`."""
     plain = name.replace("_", " ")
     return plain[:1].upper() + plain[1:]
+
+
+def shared_note(notes: Sequence[str]) -> str:
+    """The sentences that all notes begin with: what a metric means, without what is said of one variant only."""
+    if len(set(notes)) == 1:
+        return notes[0]
+    same = itertools.takewhile(
+        lambda sentences: len(set(sentences)) == 1, zip(*(note.split(". ") for note in notes), strict=False)
+    )
+    said = ". ".join(sentences[0] for sentences in same).rstrip(".")
+    return f"{said}." if said else ""
+
+
+def own_note(note: str, shared: str) -> str:
+    """What a note says beyond the shared one."""
+    return note.removeprefix(shared).strip()
 
 
 def markdown(text: str) -> str:

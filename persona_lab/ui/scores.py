@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from persona_lab.evaluation.compare import ALPHA
+from persona_lab.evaluation.wording import number, own_note, shared_note, words
 from persona_lab.types import RunView
-from persona_lab.ui.html import empty, esc, table
+from persona_lab.ui.html import empty, esc, plural, table
 
 DIRECTIONS = {"higher": "↑ higher is better", "lower": "↓ lower is better", "none": "neither way is better"}
 
@@ -28,7 +30,7 @@ def results(run: RunView, names: Mapping[str, str]) -> str:
 
 
 def metric_table(measured: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
-    """Metrics down, variants across.
+    """Metrics down, variants across; second views of the same things folded away.
 
     Args:
         measured: `result["variants"]` of an evaluate run.
@@ -38,44 +40,55 @@ def metric_table(measured: Sequence[Mapping[str, Any]], names: Mapping[str, str]
         for metric in entry["metrics"]:
             cells.setdefault((metric["evaluator"], metric["metric"]), {})[entry["variant"]] = metric
     variants = [entry["variant"] for entry in measured]
-    body = []
-    for (_, name), found in cells.items():
-        any_metric = next(iter(found.values()))
-        body.append([_meaning(name, any_metric), *(_cell(found.get(variant)) for variant in variants)])
     head = ["What was measured", *(names.get(variant, variant) for variant in variants)]
-    return table(head, body, "Values with their 95% intervals")
+    main, more = [], []
+    for (_, name), found in cells.items():
+        row = [_meaning(name, found), *(_cell(found.get(variant), found) for variant in variants)]
+        (main if _is_compared(next(iter(found.values()))) else more).append(row)
+    if not main:
+        return table(head, more, "Values with their 95% intervals")
+    folded = table(head, more, "Second views, diagnostics, and what to compare with") if more else ""
+    return table(head, main, "Values with their 95% intervals") + _folded(f"{len(more)} more measures", folded)
 
 
-def _meaning(name: str, metric: Mapping[str, Any]) -> str:
-    label = metric.get("title") or name.replace("_", " ").capitalize()
-    note = metric.get("note") or ""
-    unit = metric.get("unit") or ""
+def _is_compared(metric: Mapping[str, Any]) -> bool:
+    return bool(metric.get("compared", True)) and metric.get("better") != "none"
+
+
+def _folded(title: str, content: str) -> str:
+    return f'<details class="pl-more"><summary>{esc(title)}</summary>{content}</details>' if content else ""
+
+
+def _meaning(name: str, found: Mapping[str, Mapping[str, Any]]) -> str:
+    metric = next(iter(found.values()))
+    label = metric.get("title") or words(name)
+    note = _shared(found)
     reference = metric.get("reference")
-    facts = [unit, DIRECTIONS.get(metric.get("better", "none"), "")]
+    facts = [metric.get("unit") or "", DIRECTIONS.get(metric.get("better", "none"), "")]
     if reference is not None:
-        facts.append(f"reference {reference:.3g}")
+        facts.append(f"reference {number(reference, metric.get('unit', ''))}")
     line = " · ".join(fact for fact in facts if fact)
     said = f'<br><span class="pl-soft">{esc(note)}</span>' if note else ""
     return f'<b>{esc(label)}</b><br><span class="pl-soft">{esc(line)}</span>{said}'
 
 
-def _cell(metric: Mapping[str, Any] | None) -> str:
+def _shared(found: Mapping[str, Mapping[str, Any]]) -> str:
+    return shared_note([str(metric.get("note") or "") for metric in found.values()])
+
+
+def _cell(metric: Mapping[str, Any] | None, found: Mapping[str, Mapping[str, Any]]) -> str:
     if metric is None:
         return '<span class="pl-soft">not measured</span>'
     if metric.get("value") is None:
-        return f'<span class="pl-soft">withheld<br>{esc(_reason(metric))}</span>'
-    interval = ""
+        reason = own_note(str(metric.get("note") or ""), _shared(found)) or "the reason is beside the name"
+        return f'<span class="pl-soft">withheld<br>{esc(reason)}</span>'
+    unit = metric.get("unit") or ""
+    span = ""
     if metric.get("low") is not None and metric.get("high") is not None:
-        interval = f"{metric['low']:.3f} to {metric['high']:.3f}"
+        span = f"{number(metric['low'], unit)} to {number(metric['high'], unit)}"
     count = f"n = {metric['n']}" if metric.get("n") else ""
-    detail = " · ".join(part for part in (interval, count) if part)
-    return f'<b class="pl-value">{metric["value"]:.3f}</b><br><span class="pl-soft">{esc(detail)}</span>'
-
-
-def _reason(metric: Mapping[str, Any]) -> str:
-    """Why a value is withheld: what its note says last."""
-    note = str(metric.get("note") or "")
-    return note.split("Withheld:")[-1].strip()
+    detail = " · ".join(part for part in (span, count) if part)
+    return f'<b class="pl-value">{number(metric["value"], unit)}</b><br><span class="pl-soft">{esc(detail)}</span>'
 
 
 def failures(measured: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
@@ -89,15 +102,22 @@ def failures(measured: Sequence[Mapping[str, Any]], names: Mapping[str, str]) ->
 
 
 def comparison_list(comparisons: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
-    """The verdicts, one sentence each."""
+    """The verdicts, one sentence each: what is different, then, folded, what cannot be told apart."""
     if not comparisons:
         return ""
+    apart = [found for found in comparisons if found["p_holm"] < ALPHA]
+    rest = [found for found in comparisons if found["p_holm"] >= ALPHA]
+    said = _verdicts(apart, names) if apart else '<p class="pl-soft">None of the differences is beyond chance.</p>'
+    folded = _folded(f"{plural(len(rest), 'comparison')} that cannot be told apart", _verdicts(rest, names))
+    return f"<h4>What can be said</h4>{said}{folded if rest else ''}"
+
+
+def _verdicts(comparisons: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
     items = []
     for found in comparisons:
-        metric = f"{found['metric'].replace('_', ' ')}"
         pair = f"{names.get(found['a'], found['a'])} and {names.get(found['b'], found['b'])}"
-        items.append(f'<li>{esc(found["verdict"])} <span class="pl-soft">({esc(metric)}; {esc(pair)})</span></li>')
-    return f'<h4>What can be said</h4><ul class="pl-verdicts">{"".join(items)}</ul>'
+        items.append(f'<li>{esc(found["verdict"])} <span class="pl-soft">({esc(pair)})</span></li>')
+    return f'<ul class="pl-verdicts">{"".join(items)}</ul>'
 
 
 def report_frame(document: str) -> str:
