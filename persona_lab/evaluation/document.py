@@ -90,14 +90,18 @@ def _label(variant: Variant) -> str:
     return f"{variant.name}: {CONTROL}" if variant.control else variant.name
 
 
+def _drawn_name(variant: Variant) -> str:
+    """A name short enough for a drawing that still says what a control is."""
+    if not variant.control:
+        return variant.name
+    return f"{variant.name if len(variant.name) <= 12 else variant.name[:11] + '…'} (control)"
+
+
 def _variant(variant: Variant, index: int) -> dict[str, Any]:
     keys = ("id", "name", "strategy", "base", "kind", "fingerprint", "dataset", "seed", "created", "run", "control")
-    return {
-        **{key: getattr(variant, key) for key in keys},
-        "label": _label(variant),
-        "role": CONTROL if variant.control else variant.strategy,
-        "index": index,
-    }
+    role = CONTROL if variant.control else variant.strategy
+    shown = {"label": _label(variant), "role": role, "drawn": _drawn_name(variant), "index": index}
+    return {key: getattr(variant, key) for key in keys} | shown
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -192,7 +196,7 @@ def _breaks(evaluated: Evaluated) -> list[dict[str, Any]]:
     """Shares aligned, minor and off of each variant, then of real lines and of other people's."""
     rows = []
     for variant in evaluated.variants:
-        rows.append({"name": variant.name, "variant": variant.id, **_shares(evaluated, variant, "")})
+        rows.append({"name": _drawn_name(variant), "variant": variant.id, **_shares(evaluated, variant, "")})
     for prefix, name in (("real_", "its real lines"), ("others_", "other people's lines")):
         found = [_shares(evaluated, variant, prefix) for variant in evaluated.variants]
         best = next((shares for shares in found if shares["aligned"] is not None), None)

@@ -91,7 +91,7 @@ def _dots(document: Document) -> list[dict[str, str]]:
         if not row["compared"] or not any(cell["low"] is not None for cell in cells.values()):
             continue
         dots = [
-            Dot(v["name"], cells[v["id"]]["value"], cells[v["id"]]["low"], cells[v["id"]]["high"], v["index"])
+            Dot(v["drawn"], cells[v["id"]]["value"], cells[v["id"]]["low"], cells[v["id"]]["high"], v["index"])
             for v in document["variants"]
             if v["id"] in cells
         ]
@@ -109,7 +109,7 @@ def _plane(document: Document) -> str:
     variants = _named(document)
     points = [
         Point(
-            variants[row["variant"]]["name"],
+            variants[row["variant"]]["drawn"],
             Spread(**row["specificity"]),
             Spread(**row["kl_text"]),
             variants[row["variant"]]["index"],
@@ -134,7 +134,7 @@ def _drift(document: Document) -> str:
     variants = _named(document)
     fades = [
         Fade(
-            variants[row["variant"]]["name"],
+            variants[row["variant"]]["drawn"],
             [(level["turns"], Spread(level["value"], level["low"], level["high"])) for level in row["levels"]],
             variants[row["variant"]]["index"],
         )
@@ -175,7 +175,7 @@ def _by_kind(document: Document) -> list[dict[str, Any]]:
 
 def _curves(document: Document, histories: Mapping[str, History]) -> str:
     curves = [
-        Curve(v["name"], histories[v["id"]].train, histories[v["id"]].validation, v["index"])
+        Curve(v["drawn"], histories[v["id"]].train, histories[v["id"]].validation, v["index"])
         for v in document["variants"]
         if v["id"] in histories and (histories[v["id"]].train or histories[v["id"]].validation)
     ]

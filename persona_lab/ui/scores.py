@@ -41,7 +41,8 @@ def metric_table(measured: Sequence[Mapping[str, Any]], names: Mapping[str, str]
             cells.setdefault((metric["evaluator"], metric["metric"]), {})[entry["variant"]] = metric
     variants = [entry["variant"] for entry in measured]
     head = ["What was measured", *(names.get(variant, variant) for variant in variants)]
-    main, more = [], []
+    main: list[list[str]] = []
+    more: list[list[str]] = []
     for (_, name), found in cells.items():
         row = [_meaning(name, found), *(_cell(found.get(variant), found) for variant in variants)]
         (main if _is_compared(next(iter(found.values()))) else more).append(row)

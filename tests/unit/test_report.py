@@ -334,6 +334,7 @@ def test_the_page_of_a_whole_suite_draws_labels_and_explains(whole: Evaluated, t
         assert "there are no facts" in page
         assert "Nothing was changed" in page
         assert "A line was left out" in page
+    assert html.count("socrates (control)") >= 5  # in the drawings too
     assert [row["variant"] for row in document["plane"]] == ["base", "lora", "full", "socrates"]
     assert [level["turns"] for level in document["drift"][0]["levels"]] == [0, 4, 16]
     assert [row["variant"] for row in document["map"]] == ["lora", "full", "socrates"]
