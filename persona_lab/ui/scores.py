@@ -25,7 +25,7 @@ def results(run: RunView, names: Mapping[str, str]) -> str:
     if not measured:
         return empty("Nothing was measured", "The log says why.")
     notes = "".join(f'<p class="pl-soft">{esc(note)}</p>' for note in run.result.get("notes") or [])
-    parts = (metric_table(measured, names), comparison_list(run.result.get("comparisons") or [], names))
+    parts = (metric_table(measured, names), comparison_list(run.result.get("comparisons") or []))
     return notes + failures(measured, names) + "".join(parts)
 
 
@@ -81,15 +81,16 @@ def _cell(metric: Mapping[str, Any] | None, found: Mapping[str, Mapping[str, Any
     if metric is None:
         return '<span class="pl-soft">not measured</span>'
     if metric.get("value") is None:
-        reason = own_note(str(metric.get("note") or ""), _shared(found)) or "the reason is beside the name"
-        return f'<span class="pl-soft">withheld<br>{esc(reason)}</span>'
+        reason = own_note(str(metric.get("note") or ""), _shared(found))  # empty: said beside the name, for all
+        return f'<span class="pl-soft">withheld{"<br>" if reason else ""}{esc(reason)}</span>'
     unit = metric.get("unit") or ""
     span = ""
     if metric.get("low") is not None and metric.get("high") is not None:
         span = f"{number(metric['low'], unit)} to {number(metric['high'], unit)}"
     count = f"n = {metric['n']}" if metric.get("n") else ""
     detail = " · ".join(part for part in (span, count) if part)
-    return f'<b class="pl-value">{number(metric["value"], unit)}</b><br><span class="pl-soft">{esc(detail)}</span>'
+    said = f'<span class="pl-soft" style="white-space:nowrap">{esc(detail)}</span>'
+    return f'<b class="pl-value">{number(metric["value"], unit)}</b><br>{said}'
 
 
 def failures(measured: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
@@ -102,23 +103,20 @@ def failures(measured: Sequence[Mapping[str, Any]], names: Mapping[str, str]) ->
     return f'<h4>What could not be scored</h4><ul class="pl-verdicts">{"".join(items)}</ul>' if items else ""
 
 
-def comparison_list(comparisons: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
+def comparison_list(comparisons: Sequence[Mapping[str, Any]]) -> str:
     """The verdicts, one sentence each: what is different, then, folded, what cannot be told apart."""
     if not comparisons:
         return ""
     apart = [found for found in comparisons if found["p_holm"] < ALPHA]
     rest = [found for found in comparisons if found["p_holm"] >= ALPHA]
-    said = _verdicts(apart, names) if apart else '<p class="pl-soft">None of the differences is beyond chance.</p>'
-    folded = _folded(f"{plural(len(rest), 'comparison')} that cannot be told apart", _verdicts(rest, names))
+    said = _verdicts(apart) if apart else '<p class="pl-soft">None of the differences is beyond chance.</p>'
+    folded = _folded(f"{plural(len(rest), 'comparison')} that cannot be told apart", _verdicts(rest))
     return f"<h4>What can be said</h4>{said}{folded if rest else ''}"
 
 
-def _verdicts(comparisons: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
-    items = []
-    for found in comparisons:
-        pair = f"{names.get(found['a'], found['a'])} and {names.get(found['b'], found['b'])}"
-        items.append(f'<li>{esc(found["verdict"])} <span class="pl-soft">({esc(pair)})</span></li>')
-    return f'<ul class="pl-verdicts">{"".join(items)}</ul>'
+def _verdicts(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    items = "".join(f"<li>{esc(found['verdict'])}</li>" for found in comparisons)
+    return f'<ul class="pl-verdicts">{items}</ul>'
 
 
 def report_frame(document: str) -> str:

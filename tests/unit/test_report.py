@@ -419,7 +419,7 @@ def test_the_page_uses_titles_folds_second_views_and_gives_reasons(whole: Evalua
     assert "g_at_16 title" in folded
     assert "g_at_16 title" not in first
     assert "Nothing was changed" in folded
-    said, open_ones = scores.comparison_list(result["comparisons"], {}).split("<details", 1)
+    said, open_ones = scores.comparison_list(result["comparisons"]).split("<details", 1)
     assert "lora is better than base on specificity" in said
     assert "cannot be told apart" not in said
     assert "cannot be told apart on stays in character" in open_ones
