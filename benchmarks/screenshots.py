@@ -49,13 +49,13 @@ def served(home: Path) -> Iterator[str]:
         process.wait(20)
 
 
-def open_page(browser: Browser, url: str, look: str) -> Page:
-    """A fresh browser session in one of the LOOKS, with the first example chosen."""
+def open_page(browser: Browser, url: str, look: str, persona: str) -> Page:
+    """A fresh browser session in one of the LOOKS, with this character chosen."""
     width, height, scheme = LOOKS[look]
     context = browser.new_context(viewport={"width": width, "height": height})
     page = context.new_page()
     page.goto(f"{url}?__theme={scheme}")
-    page.locator(".pl-card[data-id=magpie]").click()
+    page.locator(f".pl-card[data-id={persona}]").click()
     page.locator(".pl-card.pl-chosen").wait_for()
     page.locator(".pl-details").wait_for()
     return page
@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path)
     parser.add_argument("--out", type=Path, default=REPOSITORY / "docs" / "screenshots")
     parser.add_argument("--tabs", default=",".join(TABS))
+    parser.add_argument("--persona", default="magpie")
     parser.add_argument("--say", default="", help="what to say in the Chat tab before its picture is taken")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,7 @@ def main() -> None:
     ):
         browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         for look in LOOKS:
-            page = open_page(browser, url, look)
+            page = open_page(browser, url, look, options.persona)
             for name in options.tabs.split(","):
                 open_tab(page, name)
                 if name == "Chat" and options.say:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from persona_lab_builtin.evaluators.break_character import BreakCharacter
-from persona_lab_builtin.evaluators.held_out_gain import HeldOutGain
+from persona_lab_builtin.plugin import persona_lab_evaluators
 
 from persona_lab.datasets.store import save_dataset
 from persona_lab.evaluation.run import run
@@ -22,7 +21,7 @@ class Evaluators:
     """Stands where the plugin manager does."""
 
     def all(self, kind: str) -> list[Any]:
-        return [HeldOutGain(), BreakCharacter()]
+        return [part() for part in persona_lab_evaluators()]
 
 
 @pytest.fixture
@@ -84,7 +83,18 @@ def test_quick_evaluation_of_base_and_prompt_with_report(
     assert of_prompt["g_true"]["low"] > 0  # examples in the character's own words help to predict it
     assert of_prompt["aligned"]["n"] == 16
     assert of_prompt["real_off"]["value"] == 0
-    assert {c["metric"] for c in result["comparisons"]} >= {"g_true", "specificity", "aligned"}
+    assert of_prompt["aligned"]["value"] is not None
+    assert 0.8 <= of_prompt["real_aligned"]["value"] <= 1.0
+    # by gain the base is at chance, and a prompt changes no weights
+    assert of_base["voice_wins_g"]["value"] == pytest.approx(0.5)
+    assert (of_prompt["kl_text"]["value"], of_prompt["bpb_change_instructions"]["value"]) == (0, 0)
+    assert of_prompt["relative_update"]["value"] is None
+    assert "nothing" in of_prompt["relative_update"]["note"].lower()
+    assert of_prompt["auc"]["value"] > 0.65
+    assert 0 <= of_prompt["percentile"]["value"] <= 1
+    assert of_prompt["accuracy"]["value"] is None or of_prompt["accuracy"]["n"] > 0
+    compared = {c["metric"] for c in result["comparisons"]}
+    assert compared >= {"g_true", "specificity", "aligned", "percentile", "voice_wins_g", "fade"}
     assert all(Path(path).stat().st_size > 2000 for path in result["report"].values())
     assert not any(entry.get("failed") for entry in result["variants"])
     json.dumps(result)
