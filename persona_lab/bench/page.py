@@ -237,8 +237,16 @@ def _verdicts(comparisons: Sequence[Comparison]) -> list[str]:
     rows = [c for c in comparisons if (c.evaluator, c.metric) in shown]
     apart = [c for c in rows if c.p_holm < 0.05 and "cannot be told apart" not in c.verdict]
     same = [c for c in rows if c not in apart]
-    lines = [f"{len(comparisons)} comparisons, corrected together by Holm's method.", ""]
-    lines += [f"- {_cell(c.verdict)}" for c in apart] or ["- Nothing: no difference is beyond chance."]
+    against = [c for c in apart if CONTROL in (c.a, c.b)]
+    told = [c for c in apart if c not in against]
+    lines = [
+        "All comparisons are corrected together by Holm's method, those with the wrong character by themselves.",
+        "",
+    ]
+    lines += [f"- {_cell(c.verdict)}" for c in told] or ["- Nothing: no difference is beyond chance."]
+    if against:
+        lines += ["", "Against the wrong character, which tests the measures:", ""]
+        lines += [f"- {_cell(c.verdict)}" for c in against]
     if same:
         lines += ["", "<details><summary>What cannot be told apart</summary>", ""]
         lines += [*(f"- {_cell(c.verdict)}" for c in same), "", "</details>"]

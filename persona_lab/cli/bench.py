@@ -14,6 +14,7 @@ from persona_lab.errors import BadInput
 
 if TYPE_CHECKING:
     from persona_lab.bench.measure import Measured, Plan
+    from persona_lab.types import Comparison
 
 STRATEGIES = "prompt,lora,qlora,full,hybrid"
 
@@ -30,9 +31,9 @@ def bench_strategies(
     as_json: JsonOption = False,
 ) -> None:
     """Train every strategy over several seeds, evaluate all of them, and write the table. Stopped, it can go on."""
-    from persona_lab.bench.measure import BASE, Plan, measure
+    from persona_lab.bench.measure import Plan, measure
     from persona_lab.bench.page import write_page
-    from persona_lab.evaluation.seeds import combine, compare_groups
+    from persona_lab.evaluation.seeds import combine
 
     plan = Plan(_ids(persona), _ids([strategies]), seeds, base, _ids([evaluators]), quick)
     if not plan.personas or not plan.strategies:
@@ -41,12 +42,18 @@ def bench_strategies(
         measured = measure(engine, plan, follow, lambda text: print(text, file=sys.stderr))
         machine = engine.machine()
     combined = {m.persona: {g: combine(rows) for g, rows in m.groups.items()} for m in measured}
-    fixed = {BASE, "prompt"}
-    comparisons = {m.persona: compare_groups(m.groups, deterministic=fixed | _untrained(m)) for m in measured}
+    comparisons = {m.persona: _compared(m) for m in measured}
     commands = [command for m in measured for command in m.prepared] + _commands(plan, out)
     paths = write_page(measured, combined, comparisons, machine, commands, out)
     document = {"report": paths, "personas": [_summary(m, comparisons[m.persona]) for m in measured]}
     show(document, as_json, lambda: print(f"Written: {paths['markdown']} and {paths['json']}."))
+
+
+def _compared(measured: Measured) -> list[Comparison]:
+    from persona_lab.bench.measure import BASE, CONTROL
+    from persona_lab.evaluation.seeds import compare_groups
+
+    return compare_groups(measured.groups, deterministic={BASE, *_untrained(measured)}, controls={CONTROL})
 
 
 def _untrained(measured: Measured) -> set[str]:

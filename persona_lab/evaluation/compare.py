@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from persona_lab.evaluation.statistics import (
     cluster_bootstrap,
-    holm,
+    holm_testable,
     mcnemar,
     paired_permutation,
     smallest_detectable,
@@ -45,7 +45,7 @@ def compare_all(
 
     Returns:
         Mean difference a - b, its 95% interval, p (sign-flip over clusters; exact McNemar for yes/no items) and p after
-        Holm's correction over all comparisons returned here.
+        Holm's correction over all comparisons returned here whose items differ at all.
     """
     found = [
         pair
@@ -56,8 +56,9 @@ def compare_all(
     ]
     paired = list({_signature(pair): pair for pair in reversed(found)}.values())[::-1]  # the first of its kind stays
     p_values = [_p(pair, seed) for pair in paired]
-    corrected = holm(p_values)
-    total = len(paired)
+    testable = [any(_differences(pair)) for pair in paired]
+    corrected = holm_testable(p_values, testable)
+    total = sum(testable)
     return [_comparison(pair, p, q, total, seed) for pair, p, q in zip(paired, p_values, corrected, strict=True)]
 
 

@@ -11,7 +11,7 @@ from persona_lab.api import EvalContext
 from persona_lab.evaluation.probes import spread
 from persona_lab.types import Probe, Sampling, Variant
 
-REPLIES = 48
+REPLIES = 80
 QUICK_REPLIES = 16
 MAX_NEW_TOKENS = 60
 
@@ -21,7 +21,7 @@ def written_replies(
 ) -> tuple[list[Probe], list[str]]:
     """What the variant (None: its base) writes where the character's true line is known and was held out.
 
-    At most 48 reply probes (quick: 16), spread over their clusters; the same ones for every variant and evaluator of a
+    At most 80 reply probes (quick: 16), spread over their clusters; the same ones for every variant and evaluator of a
     seed. All are written in one call.
     """
     known = [probe for probe in probes if probe.kind == "reply"]

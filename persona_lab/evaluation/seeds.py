@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from persona_lab.evaluation.compare import ALPHA, apart, not_apart, sensitivity, title_of
-from persona_lab.evaluation.statistics import holm, paired_permutation
+from persona_lab.evaluation.statistics import holm_testable, paired_permutation
 from persona_lab.types import Comparison, ItemScore, Metric
 
 RESAMPLES = 4000
@@ -145,16 +145,20 @@ def _stretched(means: np.ndarray, value: float, parts: Sequence[tuple[float, int
     return value + (low - value) * factor, value + (high - value) * factor
 
 
-def compare_groups(groups: Mapping[str, Seeds], deterministic: Collection[str] = (), seed: int = 0) -> list[Comparison]:
+def compare_groups(
+    groups: Mapping[str, Seeds], deterministic: Collection[str] = (), controls: Collection[str] = (), seed: int = 0
+) -> list[Comparison]:
     """Every pair of groups on every metric that is meant to be compared.
 
     The difference is between means over seeds, item by item; p is a sign-flip permutation over clusters, corrected by
-    Holm over everything returned; the interval resamples clusters, and the seeds of each group. Two groups are told
-    apart only where the corrected p is below 5% *and* the interval excludes zero.
+    Holm over everything returned whose items differ at all, comparisons with a control by themselves: they ask about
+    the measure, the others about the strategies. The interval resamples clusters, and the seeds of each group. Two
+    groups are told apart only where the corrected p is below 5% *and* the interval excludes zero.
 
     Args:
         groups: name -> metrics of each seed's variant.
         deterministic: groups without training noise, such as the base: one seed says it all.
+        controls: wrong characters; they are not ranked, so one seed says it all of them too.
         seed: of permutations and resampling.
     """
     pairs = [
@@ -164,10 +168,17 @@ def compare_groups(groups: Mapping[str, Seeds], deterministic: Collection[str] =
     ]
     measured = [(a, b, metric, _difference(x, y, seed)) for a, b, metric, x, y in pairs]
     found = [(a, b, metric, difference) for a, b, metric, difference in measured if difference is not None]
-    corrected = holm([difference.p for *_, difference in found])
-    few = {name: len(seeds) for name, seeds in groups.items() if name not in deterministic and len(seeds) < MIN_SEEDS}
-    total = len(found)
-    return [_comparison(a, b, m, d, q, few, total) for (a, b, m, d), q in zip(found, corrected, strict=True)]
+    exempt = {*deterministic, *controls}
+    few = {name: len(seeds) for name, seeds in groups.items() if name not in exempt and len(seeds) < MIN_SEEDS}
+    families = [[row for row in found if bool({row[0], row[1]} & {*controls}) == control] for control in (False, True)]
+    comparisons = []
+    for family in families:
+        testable = [any(difference.items) for *_, difference in family]
+        corrected = holm_testable([difference.p for *_, difference in family], testable)
+        comparisons += [
+            _comparison(a, b, m, d, q, few, sum(testable)) for (a, b, m, d), q in zip(family, corrected, strict=True)
+        ]
+    return comparisons
 
 
 def _shared(a: Seeds, b: Seeds) -> list[tuple[Metric, list[Metric], list[Metric]]]:

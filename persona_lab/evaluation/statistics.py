@@ -181,6 +181,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def holm_testable(p_values: Sequence[float], testable: Sequence[bool]) -> list[float]:
+    """Holm's correction among the comparisons that could come out significant at all; the others keep their p.
+
+    Two results that are the same on every item (a prompt changes no weights) have p = 1 whatever the truth is: counting
+    them would make the others pay for questions that were never open (Tarone 1990, https://doi.org/10.2307/2531456).
+    """
+    kept = iter(holm([p for p, open_ in zip(p_values, testable, strict=True) if open_]))
+    return [next(kept) if open_ else p for p, open_ in zip(p_values, testable, strict=True)]
+
+
 def mean_metric(
     evaluator: str,
     metric: str,

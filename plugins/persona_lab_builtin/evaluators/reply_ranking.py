@@ -24,7 +24,7 @@ from persona_lab.api import EvalContext, Evaluator, ItemScore, Message, Metric, 
 Kind = Literal["voice", "relevance"]
 DISTRACTORS = 19
 FEWEST = 5
-PROBES, QUICK_PROBES = 48, 16
+PROBES, QUICK_PROBES = 80, 16
 TIE = 1e-9
 _AGAINST: dict[Kind, str] = {"voice": "other people's lines", "relevance": "its own replies to other prompts"}
 _MEASURES = ("wins_g", "wins", "mrr_g", "mrr", "hits_at_1_g", "hits_at_1")
