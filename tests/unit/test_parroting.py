@@ -62,22 +62,22 @@ def scored(persona: Persona, replies: Sequence[str], data: Dataset | None = None
 
 
 def test_replies_like_real_lines_deviate_in_nothing(persona_factory: Callable[..., Persona]) -> None:
-    metrics = scored(persona_factory(), said(9, 48))
+    metrics = scored(persona_factory(), said(9, 50))
     assert metrics["copying"].value == 0
     assert metrics["length"].value == pytest.approx(1.0)
     assert metrics["distinct_2"].value == pytest.approx(metrics["distinct_2"].reference, abs=0.03)
     assert "Cannot be told" in metrics["distinct_2"].note
-    assert all(m.title and m.n == 48 for m in metrics.values())
+    assert all(m.title and m.n == 50 for m in metrics.values())
     assert [metrics[name].better for name in ("copying", "distinct_2", "length")] == ["lower", "none", "none"]
 
 
 def test_copying_is_what_real_lines_do_not_do(persona_factory: Callable[..., Persona]) -> None:
-    quoting = [f"Well, {TRAIN[3].lower()}" if i % 4 == 0 else line for i, line in enumerate(said(9, 48))]
+    quoting = [f"Well, {TRAIN[3].lower()}" if i % 5 == 0 else line for i, line in enumerate(said(9, 50))]
     metric = scored(persona_factory(), quoting)["copying"]
-    assert metric.value == pytest.approx(0.25)
+    assert metric.value == pytest.approx(0.2)
     assert metric.low > 0
     quotes = [item for item in metric.items if item.value == 1]
-    assert len(quotes) == 12
+    assert len(quotes) == 10
     assert quotes[0].note == f"training line: {' '.join(TRAIN[3].lower().split()[:8])!r}"
     habit = dataset([TRAIN[0].replace(".", "") + f" again {line}" if i < 10 else line for i, line in enumerate(TEST)])
     assert scored(persona_factory(), quoting, habit)["copying"].value == pytest.approx(0.25 - 0.2)
@@ -90,28 +90,28 @@ def test_seven_words_are_no_quotation_and_eight_are(persona_factory: Callable[..
 
 
 def test_variety_and_length_are_faults_on_both_sides(persona_factory: Callable[..., Persona]) -> None:
-    dull = scored(persona_factory(), said(9, 48, words=4, vocabulary=VOCABULARY[:4]))
+    dull = scored(persona_factory(), said(9, 50, words=4, vocabulary=VOCABULARY[:4]))
     assert dull["distinct_2"].high < dull["distinct_2"].reference
     assert "repeats itself" in dull["distinct_2"].note
     assert dull["length"].value == pytest.approx(4 / 12)
     assert "Shorter" in dull["length"].note
-    wild = scored(persona_factory(), [" ".join(f"word{i}x{j}" for j in range(30)) for i in range(48)])
+    wild = scored(persona_factory(), [" ".join(f"word{i}x{j}" for j in range(30)) for i in range(50)])
     assert wild["distinct_2"].value == 1
     assert wild["length"].value == pytest.approx(2.5)
     assert "Longer" in wild["length"].note
     narrow = dataset(said(2, 50, vocabulary=VOCABULARY[:10]))
-    assert "More varied" in scored(persona_factory(), said(9, 48), narrow)["distinct_2"].note
+    assert "More varied" in scored(persona_factory(), said(9, 50), narrow)["distinct_2"].note
 
 
 def test_the_amount_of_text_does_not_change_variety(persona_factory: Callable[..., Persona]) -> None:
-    long = scored(persona_factory(), said(9, 48, words=48))["distinct_2"]
-    short = scored(persona_factory(), said(9, 48))["distinct_2"]
+    long = scored(persona_factory(), said(9, 50, words=48))["distinct_2"]
+    short = scored(persona_factory(), said(9, 50))["distinct_2"]
     assert long.value == pytest.approx(short.value, abs=0.03)
 
 
 def test_it_asks_for_the_replies_that_voice_asks_for(persona_factory: Callable[..., Persona]) -> None:
     data = dataset().model_copy(update={"others": tuple(said(4, 80, vocabulary=[w.upper() + "!" for w in VOCABULARY]))})
-    context = KnownReplies(persona_factory(), data, said(9, 48))
+    context = KnownReplies(persona_factory(), data, said(9, 50))
     probes = reply_probes(data)
     for evaluator in (VoiceEvaluator(), Parroting()):
         list(evaluator.score(variant(), probes, context))  # type: ignore[arg-type]
@@ -121,7 +121,7 @@ def test_it_asks_for_the_replies_that_voice_asks_for(persona_factory: Callable[.
 
 def test_it_is_compared_on_copying_alone(persona_factory: Callable[..., Persona]) -> None:
     copier = list(scored(persona_factory(), TRAIN).values())
-    honest = list(scored(persona_factory(), said(9, 48)).values())
+    honest = list(scored(persona_factory(), said(9, 50)).values())
     found = compare_all([variant("copier"), variant("honest")], {"copier": copier, "honest": honest})
     assert [c.metric for c in found] == ["copying"]
     assert found[0].difference == pytest.approx(1)

@@ -80,7 +80,7 @@ def scored(context: KnownReplies, who: Variant, quick: bool = False) -> dict[str
 def test_the_right_voice_is_in_the_middle_of_real_lines_and_a_wrong_one_at_the_bottom(
     persona_factory: Callable[..., Persona],
 ) -> None:
-    context = KnownReplies(persona_factory(), dataset(), {"right": said(piratical, 48, 7), "wrong": said(plain, 48, 8)})
+    context = KnownReplies(persona_factory(), dataset(), {"right": said(piratical, 60, 7), "wrong": said(plain, 60, 8)})
     right, wrong = scored(context, variant("right")), scored(context, variant("wrong"))
     assert right["percentile"].value == pytest.approx(0.5, abs=0.12)
     assert right["percentile"].low < right["percentile"].value < right["percentile"].high
@@ -109,22 +109,22 @@ def test_broken_replies_count_nothing_and_say_why(persona_factory: Callable[...,
     assert by_text[good].value > 0
     assert [by_text[text].value for text in (loop, "")] == [0, 0]
     assert by_text[""].note == "degenerate text: empty"
-    assert "36 of 48 replies were broken" in metric.note
+    assert "45 of 60 replies were broken" in metric.note
     assert metric.value == pytest.approx(by_text[good].value / 4)
 
 
 def test_a_wrong_name_is_no_matter_of_voice(persona_factory: Callable[..., Persona]) -> None:
     line = f"{said(piratical, 1, 7)[0]}. My name is Kevin"
     context = KnownReplies(persona_factory(), dataset(), {"v1": [line]})
-    assert "0 of 48 replies were broken" in scored(context, variant())["percentile"].note
+    assert "0 of 60 replies were broken" in scored(context, variant())["percentile"].note
 
 
 def test_replies_are_written_in_one_call_spread_over_scenes(persona_factory: Callable[..., Persona]) -> None:
-    context = KnownReplies(persona_factory(), dataset(), {"v1": said(piratical, 48, 7)})
+    context = KnownReplies(persona_factory(), dataset(), {"v1": said(piratical, 60, 7)})
     full = scored(context, variant())["percentile"]
     quick = scored(context, variant(), quick=True)["percentile"]
-    assert [len(prompts) for _, prompts, _ in context.asked] == [48, 16]
-    assert (full.n, quick.n) == (48, 16)
+    assert [len(prompts) for _, prompts, _ in context.asked] == [60, 16]
+    assert (full.n, quick.n) == (60, 16)
     assert len({item.cluster for item in quick.items}) == 16
     assert {i.id for i in quick.items} <= {i.id for i in full.items}
     chosen, replies = written_replies(context, variant(), reply_probes(context.dataset))  # type: ignore[arg-type]
