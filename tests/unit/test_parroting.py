@@ -79,8 +79,8 @@ def test_copying_is_what_real_lines_do_not_do(persona_factory: Callable[..., Per
     quotes = [item for item in metric.items if item.value == 1]
     assert len(quotes) == 10
     assert quotes[0].note == f"training line: {' '.join(TRAIN[3].lower().split()[:8])!r}"
-    habit = dataset([TRAIN[0].replace(".", "") + f" again {line}" if i < 10 else line for i, line in enumerate(TEST)])
-    assert scored(persona_factory(), quoting, habit)["copying"].value == pytest.approx(0.25 - 0.2)
+    habit = dataset([TRAIN[0].replace(".", "") + f" again {line}" if i < 5 else line for i, line in enumerate(TEST)])
+    assert scored(persona_factory(), quoting, habit)["copying"].value == pytest.approx(0.2 - 0.1)
 
 
 def test_seven_words_are_no_quotation_and_eight_are(persona_factory: Callable[..., Persona]) -> None:
