@@ -65,9 +65,15 @@ def _combined(metrics: Sequence[Metric], seed: int) -> Metric:
         ]
         # where the value is no mean of its items (a sum, a share of pairs), this interval would not be its own
         if abs(float(values.mean()) - value) <= 1e-6 * max(1.0, abs(value)):
-            update |= {"low": low, "high": high}
+            bounded = first.unit == "share" and values.min() >= 0 and values.max() <= 1
+            update |= {"low": _within(low, bounded), "high": _within(high, bounded)}
         update |= {"items": tuple(items), "n": len(items)}
     return first.model_copy(update=update)
+
+
+def _within(limit: float | None, share: bool) -> float | None:
+    """A share cannot leave 0..1, whatever a symmetric stretch of its interval says."""
+    return limit if limit is None or not share else min(1.0, max(0.0, limit))
 
 
 def _table(metrics: Sequence[Metric]) -> tuple[list[str], list[str], np.ndarray] | None:

@@ -142,3 +142,13 @@ def test_intervals_cover_the_strategys_mean_not_only_these_trainings(
 def test_only_measures_meant_to_be_compared_are() -> None:
     quiet = [[metric([1.0, 2.0, 3.0], compared=False), metric([1.0, 2.0, 3.0], name="n", better="none")]]
     assert compare_groups({"a": quiet, "b": quiet}) == []
+
+
+def test_the_interval_of_a_share_stays_one() -> None:
+    rng = np.random.default_rng(5)
+    shares = [[metric(rng.random(60) < 0.95, unit="share")] for _ in range(3)]
+    found = combine(shares)[0]
+    assert found.low is not None
+    assert found.high is not None
+    assert 0.5 < found.low < 1.0
+    assert found.high <= 1.0
