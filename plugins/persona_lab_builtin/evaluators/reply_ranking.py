@@ -1,8 +1,8 @@
-"""Reply ranking: does it prefer the character's true held-out reply to 19 others of similar length? Teacher-forced.
+"""Reply ranking: does it prefer the character's true held-out reply to 19 others (quick: 7) of similar length?
 
-Twice: *voice*, against lines of other speakers (who says it?), and *relevance*, against the character's own replies to
-other prompts (does it answer this?). Candidates are ranked by s(y|x), nats a byte under the variant, and by the
-base-anchored g = s_variant - s_base, which takes out how likely a line is anyway.
+Teacher-forced. Twice: *voice*, against lines of other speakers (who says it?), and *relevance*, against the character's
+own replies to other prompts (does it answer this?). Candidates are ranked by s(y|x), nats a byte under the variant, and
+by the base-anchored g = s_variant - s_base, which takes out how likely a line is anyway.
 
     wins = share of the others that the true reply beats, a tie counting half (the AUC of the probe)
     reciprocal rank = mean of 1/r over the ranks that the true reply shares with its ties; MRR is its mean
@@ -22,7 +22,7 @@ from typing import Any, Literal
 from persona_lab.api import EvalContext, Evaluator, ItemScore, Message, Metric, Probe, Variant
 
 Kind = Literal["voice", "relevance"]
-DISTRACTORS = 19
+DISTRACTORS, QUICK_DISTRACTORS = 19, 7
 FEWEST = 5
 PROBES, QUICK_PROBES = 80, 16
 TIE = 1e-9
@@ -70,7 +70,7 @@ def _candidates(kind: Any, asked: Sequence[Probe], replies: Sequence[Probe], ctx
         pool = own_lines(replies)
     else:
         pool = [Line(text) for text in other_lines(ctx.dataset, at_least=4 * DISTRACTORS)]
-    return distractors(asked, pool, DISTRACTORS, ctx.seed)
+    return distractors(asked, pool, QUICK_DISTRACTORS if ctx.quick else DISTRACTORS, ctx.seed)
 
 
 def _scores(rows: Sequence[Any], variant: Variant, ctx: EvalContext) -> Mapping[tuple[str, str], tuple[float, float]]:
