@@ -62,6 +62,9 @@ class Drift(Evaluator):
         remark = _left_out(len(chosen) - len(asked), settings.context_tokens)
         gains = _gains(variant, asked, ctx)
         metrics = [*_summaries(asked, gains), *(_level(turns, asked, gains) for turns in TURNS)]
+        if variant.kind == "base":
+            # it has no gain that could fade: "the base fades less" would be no finding
+            metrics = [metric.model_copy(update={"items": ()}) for metric in metrics]
         return [m.model_copy(update={"note": f"{m.note} {remark}".strip()}) for m in metrics]
 
 
