@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gradio as gr
@@ -97,7 +98,10 @@ def panel(
 
     with Engine.open(home.root) as engine:
         engine.save_persona(persona_factory())
-        asyncio.run(build(engine))  # without a running loop gradio makes one and never closes it
+        # in a loop, because without one gradio makes one and never closes it; in a thread of its own, because the
+        # browser's tests leave theirs running in this one
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, build(engine)).result()
         yield made[0]
 
 
