@@ -26,7 +26,7 @@ from persona_lab.types import Rendered
 CHUNK = 256
 """Supervised positions whose logits are in memory at once."""
 CHECKED_EXAMPLES = 16
-"""Short ones. With three of them (17 tokens of a play) bf16 rounding alone came near the 1% allowed; it averages out."""
+"""Short ones. With three (17 tokens of a play) bf16 rounding alone came near the 1% allowed; it averages out."""
 RELATIVE_ERROR = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 5e-3}
 
 PathName = Literal["prefix", "head", "plain"]
