@@ -70,7 +70,8 @@ def _meaning(name: str, found: Mapping[str, Mapping[str, Any]]) -> str:
         facts.append(f"reference {number(reference, metric.get('unit', ''))}")
     line = " · ".join(fact for fact in facts if fact)
     said = f'<br><span class="pl-soft">{esc(note)}</span>' if note else ""
-    return f'<b>{esc(label)}</b><br><span class="pl-soft">{esc(line)}</span>{said}'
+    # wide enough to be read beside four variants; the table scrolls where they do not fit
+    return f'<div style="min-width:14rem"><b>{esc(label)}</b><br><span class="pl-soft">{esc(line)}</span>{said}</div>'
 
 
 def _shared(found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -88,8 +89,8 @@ def _cell(metric: Mapping[str, Any] | None, found: Mapping[str, Mapping[str, Any
     if metric.get("low") is not None and metric.get("high") is not None:
         span = f"{number(metric['low'], unit)} to {number(metric['high'], unit)}"
     count = f"n = {metric['n']}" if metric.get("n") else ""
-    detail = " · ".join(part for part in (span, count) if part)
-    said = f'<span class="pl-soft" style="white-space:nowrap">{esc(detail)}</span>'
+    detail = "<br>".join(esc(part) for part in (span, count) if part)
+    said = f'<span class="pl-soft" style="white-space:nowrap">{detail}</span>'
     return f'<b class="pl-value">{number(metric["value"], unit)}</b><br>{said}'
 
 

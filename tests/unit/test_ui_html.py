@@ -171,7 +171,7 @@ def test_metric_table_shows_intervals_directions_and_gaps() -> None:
     ]
     html = scores.metric_table(measured, {"v1": EVIL, "base-x": "Base model"})
     no_markup_of_others(html)
-    assert "0.300 to 0.500 · n = 30" in html
+    assert "0.300 to 0.500<br>n = 30" in html
     assert "higher is better" in html
     assert "not measured" in html
 
