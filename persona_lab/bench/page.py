@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from persona_lab.bench.measure import BASE, CONTROL, Measured
+from persona_lab.bench.measure import CONTROL, Measured
 from persona_lab.home import write_atomic
 from persona_lab.types import Comparison, Machine, Metric, now
 
@@ -261,6 +261,3 @@ def _cell(text: str) -> str:
 def _machine(machine: Machine) -> str:
     name = machine.device_name or platform.processor() or platform.machine()
     return f"{name}, {machine.cores or os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
-
-
-__all__ = ["BASE", "CONTROL", "write_page"]
