@@ -108,6 +108,7 @@ def _head(machine: Machine, commands: Sequence[str]) -> list[str]:
         "the luck of the seed (crossed bootstrap). `wrong character` is a model trained on somebody else and scored",
         "here under this card: a measure that lets it win would measure genre. What each number means, and what it",
         "does not: [evaluation.md](evaluation.md). The same as JSON: [measured.json](measured.json).",
+        "Times are each run's own clock, whatever else the machine did meanwhile: the lowest is the fairest.",
         "",
     ]
 
