@@ -64,5 +64,7 @@ def _problem(config: type[BaseModel], entry: Any) -> tuple[str, str]:
     if entry["type"] == "extra_forbidden":
         near = difflib.get_close_matches(field, config.model_fields, n=1)
         return field, "there is no such setting" + (f" (did you mean {near[0]!r}?)" if near else "")
+    if entry["type"] == "value_error":  # a plugin's own words, which name the value where that helps
+        return field, str(entry["ctx"]["error"]).rstrip(".")
     message = entry["msg"][:1].lower() + entry["msg"][1:]
     return field, f"{message}, not {entry['input']!r}"

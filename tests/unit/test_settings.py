@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import Field
+from pydantic import BaseModel, Field, field_validator
 
 from persona_lab.errors import BadSetting
 from persona_lab.settings import parse_assignments, validate_settings
@@ -49,3 +49,18 @@ def test_every_builtin_setting_is_described_and_bounded(home) -> None:
             if field.get("type") in ("integer", "number"):
                 bounds = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"} & set(field)
                 assert bounds, f"{part.id}.{name} has no bounds"
+
+
+def test_a_plugins_own_check_speaks_in_its_own_words() -> None:
+    class Own(BaseModel):
+        file: str = ""
+
+        @field_validator("file")
+        @classmethod
+        def _there(cls, value: str) -> str:
+            raise ValueError(f"There is no file {value}. Check the path.")
+
+    with pytest.raises(BadSetting) as error:
+        validate_settings(Own, {"file": "/nowhere.txt"}, "evaluator 'mine'")
+    assert "file: There is no file /nowhere.txt. Check the path." in error.value.message
+    assert "value error" not in error.value.message.lower()
