@@ -1,8 +1,7 @@
-"""Attention for training on a CPU: one matrix product for all query heads of a key/value head, softmax, one more.
+"""Attention for training, registered through transformers' public interface, so that every architecture can use it.
 
-On a CPU the backward pass of torch's fused attention is slow (31% of a training step was measured); this plain form
-is about 1.25 times as fast for the short rows of conversations. It is registered through transformers' public
-attention interface, so it serves every architecture that uses that interface.
+Packed (see `packing`), or grouped: one matrix product for all query heads of a key/value head, softmax, one more. On a CPU
+the backward pass of torch's fused attention is slow (31% of a training step was measured).
 """
 
 from __future__ import annotations
@@ -15,7 +14,9 @@ import torch
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-NAME = "persona_lab_grouped"
+from persona_lab.training.packing import Packing, packed_attention
+
+NAME = "persona_lab"
 
 
 def grouped_attention(
@@ -53,16 +54,48 @@ def grouped_attention(
     return mixed.view(batch, heads, tokens, -1).transpose(1, 2).contiguous(), None
 
 
+class _Attention:
+    """What is registered: packed attention inside `packed`, grouped attention anywhere else (sample replies)."""
+
+    def __init__(self) -> None:
+        self.packing: Packing | None = None
+
+    def attend(self, module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any) -> Any:
+        """transformers' calling convention."""
+        if self.packing is None:
+            return grouped_attention(module, query, key, value, attention_mask, **options)
+        if attention_mask is not None:
+            raise ValueError("a packed pass takes no mask")
+        return packed_attention(self.packing, module, query, key, value, **options)
+
+    def mask(self, *arguments: Any, **options: Any) -> torch.Tensor | None:
+        """transformers' mask convention; who attends to whom in a packed pass is in the packing."""
+        return None if self.packing is not None else eager_mask(*arguments, **options)
+
+
+_ATTENTION = _Attention()
+
+
 @contextmanager
-def cpu_attention(model: Any, active: bool = True) -> Iterator[None]:
-    """Run `model` (a transformers model, or a peft model around one) with `grouped_attention` inside the block."""
+def packed(packing: Packing) -> Iterator[None]:
+    """While this lasts, a forward pass under `own_attention` runs this packing."""
+    before, _ATTENTION.packing = _ATTENTION.packing, packing
+    try:
+        yield
+    finally:
+        _ATTENTION.packing = before
+
+
+@contextmanager
+def own_attention(model: Any, active: bool = True) -> Iterator[None]:
+    """Run `model` (a transformers model, or a peft model around one) with the attention of this module in the block."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     before = getattr(inner.config, "_attn_implementation", None)
-    if not active or before is None:
+    if not active or before is None or before == NAME:
         yield
         return
-    AttentionInterface.register(NAME, grouped_attention)
-    AttentionMaskInterface.register(NAME, eager_mask)
+    AttentionInterface.register(NAME, _ATTENTION.attend)
+    AttentionMaskInterface.register(NAME, _ATTENTION.mask)
     inner.set_attn_implementation(NAME)
     try:
         yield

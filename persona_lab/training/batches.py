@@ -23,7 +23,7 @@ LENGTH_JITTER = 0.1
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded examples without their shared prefix.
+    """Right-padded examples without their shared prefix and without the tokens that predict nothing trained on any more.
 
     `ids`: [batch, tokens]; `real`: [batch, tokens], False at padding; `rows`, `columns`: [supervised], where in `ids`
     the hidden state stands that predicts `targets` [supervised].
@@ -62,16 +62,20 @@ def _first_target(example: Rendered) -> int:
     return example.mask.index(True) if True in example.mask else len(example.ids)
 
 
+def _last_target(example: Rendered) -> int:
+    return max((position for position, trained in enumerate(example.mask) if trained), default=0)
+
+
 def collate(examples: Sequence[Rendered], prefix: int, pad_id: int, device: str | torch.device) -> Batch:
     """Pads `examples`, less their first `prefix` tokens, to one rectangle on `device`."""
-    width = max(len(example.ids) for example in examples) - prefix
+    tails = [example.ids[prefix : max(_last_target(example), prefix + 1)] for example in examples]
+    width = max(map(len, tails))
     ids = torch.full((len(examples), width), pad_id, dtype=torch.long)
     real = torch.zeros((len(examples), width), dtype=torch.bool)
     rows, columns, targets = [], [], []
     for row, example in enumerate(examples):
-        tail = example.ids[prefix:]
-        ids[row, : len(tail)] = torch.tensor(tail)
-        real[row, : len(tail)] = True
+        ids[row, : len(tails[row])] = torch.tensor(tails[row])
+        real[row, : len(tails[row])] = True
         for position in range(prefix + 1, len(example.ids)):
             if example.mask[position]:
                 rows.append(row)

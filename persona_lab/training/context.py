@@ -22,11 +22,10 @@ from persona_lab.inference.prompting import messages_for
 from persona_lab.inference.scoring import loglikelihood
 from persona_lab.settings import validate_settings
 from persona_lab.training import randomness, saving
-from persona_lab.training.attention import cpu_attention
 from persona_lab.training.batches import shared_prefix
 from persona_lab.training.fit import Fit, Material, validation_loss
 from persona_lab.training.lora import relative_update
-from persona_lab.training.loss import LossPath, choose_path
+from persona_lab.training.paths import LossPath, choose_path, prepared
 from persona_lab.training.memory import memory_errors
 from persona_lab.types import (
     Artifact,
@@ -165,7 +164,7 @@ class Context:
             self._paths[model] = choose_path(model, rendered, pad_id, device, self.log)
         path = self._paths[model]
         prefix = shared_prefix(rendered) if path.uses_prefix() else ()
-        with cpu_attention(model, path.attention), memory_errors(LESS_MEMORY):
+        with prepared(model, path), memory_errors(LESS_MEMORY):
             return validation_loss(model, rendered, prefix, path, pad_id, device)
 
     def loglikelihood(self, model: Any, items: Sequence[tuple[Sequence[Message], str]]) -> list[LogLikelihood]:

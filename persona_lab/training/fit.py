@@ -18,10 +18,9 @@ import torch
 
 from persona_lab.errors import BadInput, WorkFailed
 from persona_lab.training import randomness
-from persona_lab.training.attention import cpu_attention
 from persona_lab.training.batches import batches_of_epoch, collate, shared_prefix, sorted_batches
 from persona_lab.training.checkpoints import CheckpointStore
-from persona_lab.training.loss import LossPath, batch_loss, choose_path, computing
+from persona_lab.training.paths import LossPath, batch_loss, choose_path, computing, prepared
 from persona_lab.training.masters import Masters
 from persona_lab.training.memory import peak_memory
 from persona_lab.types import FitResult, FitSettings, Rendered
@@ -106,7 +105,7 @@ class Fit:
         examples = [*material.train, *material.validation]
         self.path = choose_path(self.model, examples, material.pad_id, material.device, material.say)
         self.prefix = shared_prefix(examples) if self.path.uses_prefix() else ()
-        with cpu_attention(self.model, self.path.attention):
+        with prepared(self.model, self.path):
             self._begin()
             stopped_early = self._train()
         if self.best:

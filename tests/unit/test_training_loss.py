@@ -11,10 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from persona_lab.datasets.rendering import ChatRenderer
-from persona_lab.training.attention import cpu_attention
 from persona_lab.training.batches import batches_of_epoch, collate, shared_prefix, sorted_batches
 from persona_lab.training.lora import attach_lora
-from persona_lab.training.loss import LossPath, batch_loss, choose_path, head_loss
+from persona_lab.training.loss import head_loss
+from persona_lab.training.paths import LossPath, batch_loss, choose_path, prepared
 from persona_lab.types import Conversation, Message, Rendered
 
 SYSTEM = Message(role="system", content="You are Tamsin Quill, a retired cartographer who folds every answer.")
@@ -43,7 +43,7 @@ def gradients(model: Any, examples: list[Rendered], path: LossPath) -> tuple[flo
     batch = collate(examples, len(prefix), 0, "cpu")
     model.zero_grad(set_to_none=True)
     model.eval()  # dropout (GPT-2's default) would make two passes differ
-    with cpu_attention(model, path.attention):
+    with prepared(model, path):
         loss = batch_loss(model, batch, prefix, path) / batch.supervised
         loss.backward()
     found = [p.grad.flatten() for p in model.parameters() if p.requires_grad and p.grad is not None]
@@ -60,7 +60,8 @@ def test_prefix_path_has_the_plain_paths_gradients(
     assert len(shared_prefix(examples)) > 12
     model = load(folder, lora)
     expected_loss, expected = gradients(model, examples, PLAIN)
-    for path in (LossPath("prefix", True), LossPath("prefix"), LossPath("head", True), LossPath("head")):
+    paths = [LossPath("packed", True, True), LossPath("packed", True), LossPath("prefix", True), LossPath("prefix")]
+    for path in (*paths, LossPath("head", True), LossPath("head")):
         loss, got = gradients(model, examples, path)
         assert loss == pytest.approx(expected_loss, rel=1e-5)
         assert float((got - expected).norm() / expected.norm()) < 1e-4, path
@@ -73,7 +74,7 @@ def test_choose_path_takes_the_fastest_and_leaves_the_attention_alone(
     before = model.get_base_model().config._attn_implementation
     said: list[str] = []
     path = choose_path(model, rendered(tiny_model, conversations_factory(5)), 0, "cpu", said.append)
-    assert path == LossPath("prefix", attention=True)
+    assert path == LossPath("packed", attention=True, kernels=True)
     assert not said
     assert model.get_base_model().config._attn_implementation == before
 
@@ -107,8 +108,8 @@ def test_collate_aligns_targets_with_the_states_that_predict_them() -> None:
     long = Rendered(ids=(1, 2, 3, 4, 5, 6), mask=(False, False, False, True, False, True))
     short = Rendered(ids=(1, 2, 7, 8), mask=(False, False, False, True))
     batch = collate([long, short], 1, 99, "cpu")
-    assert batch.ids.tolist() == [[2, 3, 4, 5, 6], [2, 7, 8, 99, 99]]
-    assert batch.tokens == 8
+    assert batch.ids.tolist() == [[2, 3, 4, 5], [2, 7, 99, 99]]  # what follows the last target's predictor is left out
+    assert batch.tokens == 6
     assert batch.targets.tolist() == [4, 6, 8]
     assert [int(batch.ids[r, c]) for r, c in zip(batch.rows, batch.columns, strict=True)] == [3, 5, 7]
 
