@@ -23,24 +23,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, learn: bool
     ) -> torch.Tensor:
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         learn_weight = learn and ctx.needs_input_grad[1]
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if learn else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if learn_weight else None
+        grad_weight = None
         for start in range(0, hidden.shape[0], CHUNK):
             part, wanted = hidden[start : start + CHUNK], targets[start : start + CHUNK, None]
             logits = functional.linear(part, weight).float()
-            logs = torch.log_softmax(logits, dim=-1)
-            total -= logs.gather(1, wanted).sum()
+            total -= torch.log_softmax(logits, dim=-1).gather(1, wanted).sum()
             if grad_hidden is None:
                 continue
-            error = logs.exp_()
+            error = torch.softmax(logits, dim=-1)  # cheaper than the exponential of the logarithms
             error.scatter_add_(1, wanted, torch.full_like(error[:, :1], -1.0))
             error = error.to(weight.dtype)
             grad_hidden[start : start + CHUNK] = error @ weight
-            if grad_weight is not None:
-                grad_weight += error.T @ part.to(weight.dtype)
-        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+            if learn_weight:
+                grad_weight = _added(grad_weight, error.t(), part.to(weight.dtype))
+        ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
     @staticmethod
@@ -48,10 +47,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.saved_tensors
         return (
             None if grad_hidden is None else grad_hidden * scale.to(grad_hidden.dtype),
-            None if grad_weight is None else grad_weight * scale.to(grad_weight.dtype),
+            None if grad_weight is None else grad_weight.mul_(scale.to(grad_weight.dtype)),
             None,
             None,
         )
+
+
+def _added(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """total + left @ right; one chunk needs no sum, and no fp32 copy of something as large as the vocabulary."""
+    if total is None:
+        return torch.mm(left, right)
+    return total.float().add_(torch.mm(left, right)).to(right.dtype)
 
 
 def head_loss(head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
