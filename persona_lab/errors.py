@@ -11,6 +11,7 @@ PersonaLabError                 exit 1   anything of ours
 │   ├── ModelUnavailable                 a base model that cannot be fetched (offline, not installed)
 │   ├── OutOfMemory                      with the cheapest change that would fit
 │   ├── DiskFull
+│   ├── Diverged                         training went astray; `fix` names a better learning rate
 │   ├── WorkerDied                       the worker process is gone without a word
 │   └── PluginFailed                     a plugin raised; carries its name and traceback
 └── Cancelled                   exit 130 the user asked for it
@@ -119,6 +120,12 @@ class DiskFull(WorkFailed):
     """The disk is full, or too full to start."""
 
     cause = "disk_full"
+
+
+class Diverged(WorkFailed):
+    """Training went astray: a loss or gradient that is no number, or a loss that runs away."""
+
+    cause = "diverged"
 
 
 class WorkerDied(WorkFailed):

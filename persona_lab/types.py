@@ -251,8 +251,25 @@ class FitSettings(Frozen):
     evaluations_per_epoch: int = Field(
         2, ge=1, le=100, description="How often the validation loss is measured; the best checkpoint is kept."
     )
-    patience: int = Field(
-        3, ge=1, le=1000, description="Stop after this many validation losses in a row without a new best."
+    patience: int = Field(3, ge=1, le=1000, description="Stop after this many validations in a row without a new best.")
+    keep: Literal["validation_loss", "specificity", "last"] = Field(
+        "validation_loss",
+        description="Which weights are kept: those with the lowest validation loss, those most like the character and "
+        "least like everybody else in the data, or the last.",
+    )
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="How the learning rate falls after the warm-up."
+    )
+    find_learning_rate: bool = Field(
+        False,
+        description="Try rising learning rates for a few steps first, and take one that suits, instead of the above.",
+    )
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        "adamw", description="The 8-bit ones need less memory; the paged one is for graphics cards."
+    )
+    checkpointing: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Recompute activations instead of keeping them: less memory, more time. Auto: only if needed.",
     )
     samples: int = Field(
         2, ge=0, le=20, description="Sample replies written at each validation, to watch the voice form."
@@ -271,6 +288,12 @@ class FitResult(Frozen):
     best_step: int
     seconds: float
     stopped_early: bool = False
+    stopped: Literal["", "patience", "diverged"] = ""
+    """Why it ended before its last step, if it did."""
+    learning_rate: float = 0.0
+    """The highest rate used: the setting, or what the search found."""
+    specificity: float | None = None
+    """Of the kept weights on validation lines, in nats a byte: gain on the character's minus gain on other people's."""
 
 
 class Artifact(Frozen):

@@ -1,13 +1,13 @@
 """Attention for training, registered through transformers' public interface, so that every architecture can use it.
 
-Packed (see `packing`), or grouped: one matrix product for all query heads of a key/value head, softmax, one more. On a CPU
-the backward pass of torch's fused attention is slow (31% of a training step was measured).
+Packed (see `packing`), or grouped: one matrix product for all query heads of a key/value head, softmax, one more. On a
+CPU the backward pass of torch's fused attention is slow (31% of a training step was measured).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -76,14 +76,23 @@ class _Attention:
 _ATTENTION = _Attention()
 
 
-@contextmanager
-def packed(packing: Packing) -> Iterator[None]:
+def packed(packing: Packing) -> AbstractContextManager[None]:
     """While this lasts, a forward pass under `own_attention` runs this packing."""
+    return _restored(packing)
+
+
+@contextmanager
+def _restored(packing: Packing | None) -> Iterator[None]:
     before, _ATTENTION.packing = _ATTENTION.packing, packing
     try:
         yield
     finally:
         _ATTENTION.packing = before
+
+
+def same_packing() -> AbstractContextManager[None]:
+    """A context with the packing of now, whatever it is when the context is entered."""
+    return _restored(_ATTENTION.packing)
 
 
 @contextmanager

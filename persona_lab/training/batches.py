@@ -23,7 +23,7 @@ LENGTH_JITTER = 0.1
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded examples without their shared prefix and without the tokens that predict nothing trained on any more.
+    """Right-padded examples without their shared prefix and without the tokens after the last that predicts something.
 
     `ids`: [batch, tokens]; `real`: [batch, tokens], False at padding; `rows`, `columns`: [supervised], where in `ids`
     the hidden state stands that predicts `targets` [supervised].

@@ -23,10 +23,12 @@ from persona_lab.inference.scoring import loglikelihood
 from persona_lab.settings import validate_settings
 from persona_lab.training import randomness, saving
 from persona_lab.training.batches import shared_prefix
-from persona_lab.training.fit import Fit, Material, validation_loss
+from persona_lab.training.fit import Fit, Material
+from persona_lab.training.foils import foil_pairs
 from persona_lab.training.lora import relative_update
+from persona_lab.training.memory import free_memory, memory_errors
 from persona_lab.training.paths import LossPath, choose_path, prepared
-from persona_lab.training.memory import memory_errors
+from persona_lab.training.validation import Foils, validation_loss
 from persona_lab.types import (
     Artifact,
     BaseModelInfo,
@@ -133,7 +135,36 @@ class Context:
             validated=validated,
             sampled=sampled,
             saved=saved,
+            foils=self._foils(settings) if settings.keep == "specificity" else Foils(),
+            free_bytes=free_memory(self.machine),
         )
+
+    def _foils(self, settings: FitSettings) -> Foils:
+        """Each validation conversation with its last reply, and with a line of another speaker of that length."""
+        pairs = foil_pairs(self.dataset, self.dataset.of("validation")[:MOST_VALIDATION])
+        if not pairs:
+            self.log(
+                "There are no lines of other speakers to be unlike: weights are kept by validation loss.", "warning"
+            )
+        both = [
+            (self._last_reply(own, settings.max_tokens), self._last_reply(other, settings.max_tokens))
+            for own, other in pairs
+        ]
+        own, other = [pair[0] for pair in both], [pair[1] for pair in both]
+        sizes = [sum(len(c.messages[-1].content.encode()) for c in side) for side in zip(*pairs, strict=True)] or [1, 1]
+        return Foils(own, other, *sizes)
+
+    def _last_reply(self, conversation: Conversation, max_tokens: int) -> Rendered:
+        """Rendered so that only the last reply counts."""
+        (rendered,) = self._rendered([conversation], max_tokens)
+        end = len(rendered.mask)
+        while end and not rendered.mask[end - 1]:
+            end -= 1
+        start = end
+        while start and rendered.mask[start - 1]:
+            start -= 1
+        mask = tuple(start <= i < end for i in range(len(rendered.mask)))
+        return rendered.model_copy(update={"mask": mask})
 
     def run_strategy(self, strategy: str, config: Mapping[str, Any], stage: str) -> tuple[Any, FitResult]:
         part = self.plugins.get("strategy", strategy)

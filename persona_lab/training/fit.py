@@ -1,4 +1,4 @@
-"""The one fit loop: trains whatever requires a gradient and leaves the model at its best validation loss.
+"""The one fit loop: trains whatever requires a gradient and leaves the model at its best weights.
 
 It knows rendered examples and a model; which weights are trained, how the model was loaded and what is saved is the
 strategy's business. Losses are mean nats a supervised token.
@@ -6,9 +6,10 @@ strategy's business. Losses are mean nats a supervised token.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,19 @@ from typing import Any
 import numpy
 import torch
 
-from persona_lab.errors import BadInput, WorkFailed
+from persona_lab.errors import BadInput, Diverged
 from persona_lab.training import randomness
-from persona_lab.training.batches import batches_of_epoch, collate, shared_prefix, sorted_batches
+from persona_lab.training.batches import batches_of_epoch, collate, shared_prefix
 from persona_lab.training.checkpoints import CheckpointStore
-from persona_lab.training.paths import LossPath, batch_loss, choose_path, computing, prepared
+from persona_lab.training.guards import advice, ran_away, refuse_nonsense
+from persona_lab.training.lower import Lower, lower_for
 from persona_lab.training.masters import Masters
-from persona_lab.training.memory import peak_memory
+from persona_lab.training.memory import Recompute, peak_memory
+from persona_lab.training.paths import CHECKED_EXAMPLES, LossPath, batch_loss, choose_path, computing, prepared
+from persona_lab.training.schedule import learning_rate, search_rate
+from persona_lab.training.validation import Foils, Measured, Validator, summed_loss
 from persona_lab.types import FitResult, FitSettings, Rendered
 
-VALIDATION_BATCH = 16
 CHEAP_CHECKPOINT = 2.0
 """Seconds: a checkpoint that takes no longer is written at every validation."""
 CHECKPOINT_SHARE = 0.1
@@ -37,7 +41,7 @@ class Material:
     """What a fit works on and where it reports.
 
     `report`: step(step, total, **values), `say`: log(message, level), `validated`: (step, loss, best),
-    `sampled`: (step, model), `saved`: (step, folder).
+    `sampled`: (step, model), `saved`: (step, folder); `free_bytes`: memory that activations may take.
     """
 
     train: Sequence[Rendered]
@@ -52,20 +56,26 @@ class Material:
     validated: Callable[[int, float, bool], None]
     sampled: Callable[[int, Any], None]
     saved: Callable[[int, Path], None]
+    foils: Foils = field(default_factory=Foils)
+    free_bytes: int = 1 << 62
 
 
 @dataclass
 class Progress:
-    """How far a fit has come; JSON, kept in checkpoints."""
+    """How far a fit has come; JSON, kept in checkpoints. `score`: what weights are chosen by; lower is better."""
 
     step: int = 0
     losses: list[float] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     before: float = math.nan
     best: float = math.inf
+    score: float = math.inf
     best_step: int = 0
     without_best: int = 0
     seconds: float = 0.0
+    rate: float = 0.0
+    first: list[float | None] = field(default_factory=list)
+    specificity: float | None = None
 
 
 class Fit:
@@ -86,33 +96,59 @@ class Fit:
         self.lengths = [len(example.ids) for example in material.train]
         self.per_epoch = math.ceil(len(self.lengths) / settings.batch_size)
         self.total = max(1, round(settings.epochs * self.per_epoch))
-        self.progress = Progress()
+        self.progress = Progress(rate=settings.learning_rate)
         self.best: dict[str, torch.Tensor] = {}
         self.store = CheckpointStore(material.folder / stage, self._signature())
         self.path = LossPath("plain")
         self.prefix: tuple[int, ...] = ()
+        self.lower: Lower | None = None
+        self.recompute = Recompute(model, settings.checkpointing)
         self.saving = 0.0
         self.saved_at = time.perf_counter()
 
+    # --- the run -------------------------------------------------------------------------------------
+
     def run(self) -> FitResult:
-        """Train; goes on from the newest checkpoint, and repeats nothing if the stage was finished before."""
+        """Train; goes on from the newest checkpoint, and repeats nothing if the stage was finished before.
+
+        Raises:
+            Diverged: before there were better weights than those it began with.
+        """
         finished = self.store.finished()
         if finished is not None:
             self.material.say(f"Stage {self.stage!r} was finished before the interruption and is taken up from there.")
             self.masters.load_working(finished.best)
             return FitResult(**finished.state)
+        with self._ready():
+            self._begin()
+            stopped = self._train()
+        if self.best:
+            self.masters.load_working(self.best)
+        result = self._result(stopped)
+        self.store.finish(result.model_dump(mode="json"), self.masters.copy_working())
+        return result
+
+    @contextlib.contextmanager
+    def _ready(self) -> Iterator[None]:
+        """The fastest way to compute losses is chosen and in place."""
         material = self.material
         examples = [*material.train, *material.validation]
         self.path = choose_path(self.model, examples, material.pad_id, material.device, material.say)
         self.prefix = shared_prefix(examples) if self.path.uses_prefix() else ()
-        with prepared(self.model, self.path):
-            self._begin()
-            stopped_early = self._train()
-        if self.best:
-            self.masters.load_working(self.best)
-        result = self._result(stopped_early)
-        self.store.finish(result.model_dump(mode="json"), self.masters.copy_working())
-        return result
+        with prepared(self.model, self.path), self.recompute:
+            if self.path.name == "packed":
+                self.lower, why = lower_for(
+                    self.model, examples, self.prefix, material.pad_id, material.device, self._with_and_without
+                )
+                if why:
+                    material.say(f"The frozen lower layers are run in every step: {why}.")
+            yield
+
+    def _with_and_without(self, lower: Lower) -> tuple[float, float]:
+        """Loss of a few examples from the kept states, and by the whole model."""
+        few = sorted([*self.material.train, *self.material.validation], key=lambda e: len(e.ids))[:CHECKED_EXAMPLES]
+        common = (self.model, few, self.prefix, self.path, self.material.pad_id, self.material.device)
+        return summed_loss(*common, lower)[0], summed_loss(*common)[0]
 
     def _begin(self) -> None:
         saved = self.store.newest()
@@ -124,70 +160,156 @@ class Fit:
             self.material.say(f"Resumed stage {self.stage!r} after step {self.progress.step} of {self.total}.")
             return
         randomness.seed_all(self.material.seed)
+        if self.settings.find_learning_rate:
+            self._search_rate()
         if not self.material.validation:
             self.material.say(
                 "There are no validation conversations: the last weights are kept, not the best.", "warning"
             )
             return
-        self.progress.before = self.progress.best = self._validation_loss()
+        measured = self._validator().measure()
+        self.progress.before = self.progress.best = measured.loss
+        self.progress.first = [measured.loss, measured.own, measured.other]
+        self.progress.score = self._score(measured)
         self.best = self.masters.copy_working()
-        self.material.validated(0, self.progress.before, True)
+        self.material.validated(0, measured.loss, True)
         self.material.sampled(0, self.model)
 
-    def _train(self) -> bool:
-        """Take the remaining steps; True if patience ran out first."""
+    def _train(self) -> str:
+        """Take the remaining steps; says why if it stopped before the last one."""
         interval = max(1, round(self.per_epoch / self.settings.evaluations_per_epoch))
         progress = self.progress
         while progress.step < self.total:
             started = time.perf_counter()
-            self._step()
+            try:
+                self._step()
+            except Diverged as error:
+                return self._went_astray(str(error))
             progress.seconds += time.perf_counter() - started
+            if ran_away(progress.losses):
+                return self._went_astray(f"The training loss ran away by step {progress.step}.")
             if progress.step % interval == 0 or progress.step == self.total:
                 self._evaluate()
-            if progress.without_best >= self.settings.patience:
-                self.material.say(f"Stopped after step {progress.step}: no better validation loss for a while.")
-                return progress.step < self.total
-        return False
+            if progress.without_best >= self.settings.patience and self.settings.keep != "last":
+                self.material.say(f"Stopped after step {progress.step}: no better weights for a while.")
+                return "patience" if progress.step < self.total else ""
+        return ""
+
+    def _went_astray(self, what: str) -> str:
+        """Keep what was good before it, if anything was.
+
+        Raises:
+            Diverged
+        """
+        if self.progress.best_step == 0:
+            raise Diverged(what, "" if "learning rate" in what else advice(self.progress.rate))
+        self.material.say(f"{what} The weights of step {self.progress.best_step} are kept.", "warning")
+        return "diverged"
+
+    # --- a step --------------------------------------------------------------------------------------
 
     def _step(self) -> None:
         progress, material = self.progress, self.material
         epoch, position = divmod(progress.step, self.per_epoch)
         plan = batches_of_epoch(self.lengths, self.settings.batch_size, material.seed, epoch)
-        chosen = [material.train[index] for index in plan[position]]
-        batch = collate(chosen, len(self.prefix), material.pad_id, material.device)
+        rate = learning_rate(progress.step, self.total, self.settings, progress.rate)
         started = time.perf_counter()
-        self.model.train()
-        with computing(self.model, material.bf16):
-            loss = batch_loss(self.model, batch, self.prefix, self.path) / batch.supervised
-        loss.backward()
-        mean = loss.item()
-        rate = learning_rate(progress.step, self.total, self.settings)
-        norm = self.masters.step(rate, self.settings.max_grad_norm)
-        _refuse_nonsense(mean, norm, progress.step + 1, self.settings)
+        mean, supervised, tokens = self._move([material.train[index] for index in plan[position]], rate)
         progress.step += 1
         progress.losses.append(mean)
-        progress.counts.append(batch.supervised)
+        progress.counts.append(supervised)
         material.report(
             progress.step,
             self.total,
             stage=self.stage,
             loss=mean,
             learning_rate=rate,
-            tokens_per_second=batch.tokens / (time.perf_counter() - started),
+            tokens_per_second=tokens / (time.perf_counter() - started),
             memory_bytes=peak_memory(material.device),
         )
 
+    def _move(self, chosen: Sequence[Rendered], rate: float) -> tuple[float, int, int]:
+        """One step of the optimizer: (mean loss before it, supervised tokens, all tokens).
+
+        Raises:
+            Diverged: the loss or its gradient is not a number; nothing was moved.
+        """
+        material = self.material
+        batch = collate(chosen, len(self.prefix), material.pad_id, material.device)
+        self.model.train()
+        self.recompute.decide(batch.ids.numel() + len(self.prefix), material.free_bytes, material.say)
+        with computing(self.model, material.bf16):
+            if self.lower is None:
+                loss = batch_loss(self.model, batch, self.prefix, self.path)
+            else:
+                states = self.lower.states(chosen)
+                with self.lower.upper_only():
+                    loss = batch_loss(self.model, batch, self.prefix, self.path, states)
+        loss = loss / batch.supervised
+        loss.backward()
+        mean = loss.item()
+        norm = self.masters.step(rate, self.settings.max_grad_norm)
+        refuse_nonsense(mean, norm, self.progress.step + 1, self.progress.rate)
+        return mean, batch.supervised, batch.tokens
+
+    def _search_rate(self) -> None:
+        """Set the rate by a range test; weights and random states are put back."""
+        before = self.masters.copy_working()
+        order = batches_of_epoch(self.lengths, self.settings.batch_size, self.material.seed, 0)
+
+        def step(number: int, rate: float) -> float:
+            chosen = [self.material.train[index] for index in order[number % len(order)]]
+            try:
+                return self._move(chosen, rate)[0]
+            except Diverged:
+                return math.inf
+
+        self.progress.rate, curve = search_rate(self.settings.learning_rate, step)
+        self.masters = _masters(self.model, self.settings, self.material, before)
+        randomness.seed_all(self.material.seed)
+        tried = f"{curve[0][0]:.1e} to {curve[-1][0]:.1e}" if curve else "none that worked"
+        self.material.say(f"Learning rate {self.progress.rate:.1e}, found by {len(curve)} trial steps at {tried}.")
+
+    # --- validation and checkpoints ------------------------------------------------------------------
+
+    def _validator(self) -> Validator:
+        material = self.material
+        wanted = material.foils if self.settings.keep == "specificity" else Foils()
+        return Validator(
+            self.model,
+            material.validation,
+            wanted,
+            self.prefix,
+            self.path,
+            material.pad_id,
+            material.device,
+            self.lower,
+        )
+
+    def _score(self, measured: Measured) -> float:
+        """What the kept weights are chosen by; lower is better."""
+        if self.settings.keep == "last":
+            return -float(self.progress.step)
+        found = self._specificity(measured) if self.settings.keep == "specificity" else None
+        return measured.loss if found is None else -found
+
+    def _specificity(self, measured: Measured) -> float | None:
+        loss, own, other = self.progress.first
+        return self._validator().specificity(measured, Measured(loss or 0.0, own, other))
+
     def _evaluate(self) -> None:
-        """Measure the validation loss, remember the best weights, write samples and a checkpoint."""
+        """Measure on validation, remember the best weights, write samples and a checkpoint."""
         started, progress, material = time.perf_counter(), self.progress, self.material
         if material.validation:
-            loss = self._validation_loss()
-            better = loss < progress.best
+            measured = self._validator().measure()
+            score = self._score(measured)
+            better = score < progress.score
             progress.without_best = 0 if better else progress.without_best + 1
             if better:
-                progress.best, progress.best_step = loss, progress.step
+                progress.best, progress.best_step, progress.score = measured.loss, progress.step, score
+                progress.specificity = self._specificity(measured)
                 self.best = self.masters.copy_working()
-            material.validated(progress.step, loss, better)
+            material.validated(progress.step, measured.loss, better)
             material.sampled(progress.step, self.model)
         progress.seconds += time.perf_counter() - started
         if progress.step < self.total:
@@ -205,13 +327,7 @@ class Fit:
         self.saved_at = time.perf_counter()
         self.saving = self.saved_at - started
 
-    def _validation_loss(self) -> float:
-        material = self.material
-        return validation_loss(
-            self.model, material.validation, self.prefix, self.path, material.pad_id, material.device
-        )
-
-    def _result(self, stopped_early: bool) -> FitResult:
+    def _result(self, stopped: Any) -> FitResult:
         progress, validated = self.progress, bool(self.material.validation)
         losses, counts = progress.losses[-self.per_epoch :], progress.counts[-self.per_epoch :]
         return FitResult(
@@ -223,7 +339,10 @@ class Fit:
             validation_after=progress.best if validated else 0.0,
             best_step=progress.best_step if validated else progress.step,
             seconds=progress.seconds,
-            stopped_early=stopped_early,
+            stopped_early=bool(stopped),
+            stopped=stopped,
+            learning_rate=progress.rate,
+            specificity=progress.specificity,
         )
 
     def _signature(self) -> dict[str, Any]:
@@ -237,51 +356,26 @@ class Fit:
         }
 
 
-def _masters(model: Any, settings: FitSettings, material: Material) -> Masters:
+def _masters(
+    model: Any, settings: FitSettings, material: Material, weights: dict[str, torch.Tensor] | None = None
+) -> Masters:
+    """Fresh masters of what requires a gradient; `weights`: put these back first.
+
+    Raises:
+        BadInput
+    """
     if not material.train:
         raise BadInput(
             "There is no training conversation to learn from.", "Import a dataset with replies of the character."
         )
-    masters = Masters(model, settings.weight_decay)
+    low_memory = bool(getattr(settings, "low_memory", False))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters() if weights else ():
+            if name in weights:  # type: ignore[operator]
+                parameter.copy_(weights[name])  # type: ignore[index]
+    masters = Masters(model, settings.weight_decay, settings.optimizer, low_memory)
     if not masters.working:
         raise BadInput(
             "No weight of the model is trainable.", "The strategy must switch on the gradient of some weights."
         )
     return masters
-
-
-@torch.no_grad()
-def validation_loss(
-    model: Any, examples: Sequence[Rendered], prefix: Sequence[int], path: LossPath, pad_id: int, device: str
-) -> float:
-    """Mean nats a supervised token over `examples`; the model is left in evaluation mode.
-
-    The caller has switched on the attention that `path` wants.
-    """
-    model.eval()
-    total = torch.zeros((), dtype=torch.float64)
-    count = 0
-    for indices in sorted_batches([len(example.ids) for example in examples], VALIDATION_BATCH):
-        batch = collate([examples[index] for index in indices], len(prefix), pad_id, device)
-        with computing(model):
-            total += batch_loss(model, batch, prefix, path).double().cpu()
-        count += batch.supervised
-    return float(total) / max(count, 1)
-
-
-def learning_rate(step: int, total: int, settings: FitSettings) -> float:
-    """The rate of step `step` (from 0): a linear rise over the warm-up, then linear decay towards zero at `total`."""
-    warmup = round(settings.warmup * total)
-    if step < warmup:
-        return settings.learning_rate * (step + 1) / (warmup + 1)
-    return settings.learning_rate * (total - step) / max(total - warmup, 1)
-
-
-def _refuse_nonsense(loss: float, norm: float, step: int, settings: FitSettings) -> None:
-    """Stop as soon as a loss or gradient is not a number: everything after it would be lost work."""
-    if math.isfinite(loss) and math.isfinite(norm):
-        return
-    raise WorkFailed(
-        f"Training went astray at step {step}: the loss became {loss} and its gradient {norm}.",
-        f"Use a learning rate below {settings.learning_rate:g} (try {settings.learning_rate / 5:g}).",
-    )

@@ -1,7 +1,7 @@
-"""Hand-written gradients for three pieces that every modern decoder has: LoRA beside a linear layer, RMS norm, gated MLP.
+"""Hand-written gradients for three pieces of modern decoders: LoRA beside a linear layer, RMS norm, gated MLP.
 
-torch's autograd would save and read several copies of the activations in each; on a CPU a training step of a small model
-spends as long on those as on its matrix products. Modules are recognised by what they compute, not by their class:
+torch's autograd would save and read several copies of the activations in each; on a CPU a training step of a small
+model spends as long on those as on its matrix products. Modules are recognised by what they compute, not by their class:
 each stand-in is tried on random numbers against the module it replaces, and only equals are used (`fused`).
 """
 
@@ -55,7 +55,13 @@ def _lora_forward(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
     base, a, b = module.get_base_layer(), module.lora_A[name], module.lora_B[name]
     dropped = not isinstance(module.lora_dropout[name], torch.nn.Identity) and module.lora_dropout[name].p > 0
     kinds = {base.weight.dtype, a.weight.dtype, b.weight.dtype}
-    if type(base) is not torch.nn.Linear or base.weight.requires_grad or len(kinds) != 1 or b.bias is not None or dropped:
+    if (
+        type(base) is not torch.nn.Linear
+        or base.weight.requires_grad
+        or len(kinds) != 1
+        or b.bias is not None
+        or dropped
+    ):
         return None
     (kind,) = kinds
     if not kind.is_floating_point or (base.bias is not None and base.bias.requires_grad):
@@ -74,7 +80,7 @@ def _fp32(x: torch.Tensor) -> torch.Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """x / sqrt(mean(x^2) + eps) * (weight + shift) over the last dimension, worked out in fp32 (Zhang and Sennrich 2019,
+    """x / sqrt(mean(x^2) + eps) * (weight + shift) over the last dimension, worked out in fp32 (Zhang & Sennrich 2019,
     https://arxiv.org/abs/1910.07467). x: [..., size]; weight: [size]."""
 
     @staticmethod

@@ -20,8 +20,8 @@ from persona_lab.training.batches import Batch
 class Segments:
     """Rows that attend alike: `queries` tokens each, to `keys` tokens each.
 
-    `query_at`: [rows, width] and `key_at`: [rows, keys], where in the packed row each token stands; `missing`: places in
-    the flattened [rows * width] that are only there to make a rectangle; `back`: [tokens of this group], where in that
+    `query_at`: [rows, width] and `key_at`: [rows, keys], where in the packed row each token stands; `missing`: places
+    in the flattened [rows * width] that are only there to make a rectangle; `back`: [tokens of this group], where in that
     flattened rectangle each packed token stands; `hidden`: [width, keys], True where attention is forbidden, or None.
     """
 
@@ -33,7 +33,7 @@ class Segments:
 
 
 class Packing:
-    """How one batch stands in a row: `ids`, `positions` [1, tokens], and who attends to whom.
+    """How one batch stands in a row: `ids`, `positions` [1, tokens], the examples' `lengths`, and who attends to whom.
 
     Args:
         batch: right-padded examples without their shared prefix.
@@ -42,7 +42,7 @@ class Packing:
 
     def __init__(self, batch: Batch, prefix: Sequence[int]) -> None:
         device = batch.ids.device
-        lengths = batch.real.sum(dim=1).tolist()
+        self.lengths = lengths = batch.real.sum(dim=1).tolist()
         shared = len(prefix)
         tails = [batch.ids[row, :n] for row, n in enumerate(lengths)]
         front = torch.tensor(prefix, dtype=torch.long, device=device)

@@ -51,10 +51,14 @@ class LossPath:
         return self.name in ("packed", "prefix")
 
 
-def batch_loss(model: Any, batch: Batch, prefix: Sequence[int], path: LossPath) -> torch.Tensor:
+def batch_loss(
+    model: Any, batch: Batch, prefix: Sequence[int], path: LossPath, states: torch.Tensor | None = None
+) -> torch.Tensor:
     """Summed nats over the batch's supervised tokens; divide by `batch.supervised` for the mean.
 
-    `prefix`: the tokens in front of every row of the batch, when `path` uses one.
+    Args:
+        prefix: the tokens in front of every row of the batch, when `path` uses one.
+        states: [1, tokens, hidden] that stand in for the embeddings of a packed row (see `lower`).
     """
     if path.name == "plain":
         logits = model(input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False).logits
@@ -65,8 +69,9 @@ def batch_loss(model: Any, batch: Batch, prefix: Sequence[int], path: LossPath) 
     if path.name == "packed":
         packing = Packing(batch, prefix)
         with packed(packing):
-            states = decoder(input_ids=packing.ids, position_ids=packing.positions, use_cache=False)
-        return head_loss(head, states.last_hidden_state[0, packing.predicting], batch.targets)
+            read = {"input_ids": packing.ids} if states is None else {"inputs_embeds": states}
+            out = decoder(**read, position_ids=packing.positions, use_cache=False)
+        return head_loss(head, out.last_hidden_state[0, packing.predicting], batch.targets)
     # No mask for padding: it stands at the right, where a causal model's real tokens never look.
     if path.name == "prefix":
         cache = DynamicCache()

@@ -15,9 +15,10 @@ from persona_lab.datasets.rendering import ChatRenderer
 from persona_lab.errors import BadInput, Cancelled, WorkFailed
 from persona_lab.training import randomness
 from persona_lab.training.checkpoints import CheckpointStore
-from persona_lab.training.fit import Fit, Material, learning_rate
+from persona_lab.training.fit import Fit, Material
 from persona_lab.training.lora import attach_lora
 from persona_lab.training.masters import Masters
+from persona_lab.training.schedule import learning_rate
 from persona_lab.types import FitResult, FitSettings, Message
 
 SYSTEM = Message(role="system", content="You are Tamsin Quill, a retired cartographer who folds every answer.")
