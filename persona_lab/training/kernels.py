@@ -1,8 +1,8 @@
 """Hand-written gradients for three pieces of modern decoders: LoRA beside a linear layer, RMS norm, gated MLP.
 
 torch's autograd would save and read several copies of the activations in each; on a CPU a training step of a small
-model spends as long on those as on its matrix products. Modules are recognised by what they compute, not by their class:
-each stand-in is tried on random numbers against the module it replaces, and only equals are used (`fused`).
+model spends as long on those as on its matrix products. Modules are recognised by what they compute, not by their
+class: each stand-in is tried on random numbers against the module it replaces, and only equals are used (`fused`).
 """
 
 from __future__ import annotations

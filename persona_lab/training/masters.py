@@ -1,8 +1,8 @@
 """AdamW on fp32 masters: the model computes in its own type, the optimizer moves fp32 copies of its weights.
 
 Plain bf16 weights lose updates smaller than their rounding (measured: held-out loss 3.763 against 3.424). So each
-trained weight that is not fp32 has a master, and after each step the model gets the rounded master. Where that is too much,
-`low_memory` keeps weights and moments in bf16 alone and rounds them at random, so that small updates survive on
+trained weight that is not fp32 has a master, and after each step the model gets the rounded master. Where that is too
+much, `low_memory` keeps weights and moments in bf16 alone and rounds them at random, so that small updates survive on
 average.
 
 On a CPU a step is bound by memory: gradients are scaled, moved and published piece by piece, while it is in cache.

@@ -21,8 +21,8 @@ class Segments:
     """Rows that attend alike: `queries` tokens each, to `keys` tokens each.
 
     `query_at`: [rows, width] and `key_at`: [rows, keys], where in the packed row each token stands; `missing`: places
-    in the flattened [rows * width] that are only there to make a rectangle; `back`: [tokens of this group], where in that
-    flattened rectangle each packed token stands; `hidden`: [width, keys], True where attention is forbidden, or None.
+    in the flattened [rows * width] that are only there to make a rectangle; `back`: [tokens of this group], where in
+    that flattened rectangle each packed token stands; `hidden`: [width, keys], True where attention is forbidden.
     """
 
     query_at: torch.Tensor
