@@ -66,7 +66,7 @@ def repeat_command(variant: Variant, home: Home) -> str:
     if variant.kind == "base":
         return ""
     parts = ["persona-lab", "train", "--persona", variant.persona, "--strategy", variant.strategy]
-    parts += ["--base", variant.base, "--seed", str(variant.seed), "--name", variant.name]
+    parts += ["--base", variant.compared_with, "--seed", str(variant.seed), "--name", variant.name]
     job = job_of(variant, home)
     if job is not None:
         settings = (

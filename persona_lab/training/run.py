@@ -66,6 +66,7 @@ def run(job: Job, reporter: Any, plugins: Any) -> dict[str, Any]:
         system=system_prompt(persona),
         renderer=ChatRenderer(Path(base.path)),
         max_tokens=getattr(settings, "max_tokens", 1024),
+        home=home,
     )
     context.seconds["load"] += fetched - started
     context.run_dir.mkdir(parents=True, exist_ok=True)
@@ -132,6 +133,8 @@ def _result(job: Job, context: Context, artifact: Artifact, total_seconds: float
         "artifact_bytes": folder_bytes(folder) if folder else 0,
         "loss": {"train": train, "validation_before": before, "validation_after": after},
         "base": job.base,
+        # a variant on a foundation is scored against what was there before the foundation was trained
+        "anchor": context.base.origin or (job.base if artifact.base not in ("", job.base) else ""),
         "strategy": job.strategy,
         "seed": job.seed,
         "fingerprint": fingerprint(folder or Path(context.base.path)),
