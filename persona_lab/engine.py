@@ -302,6 +302,25 @@ class Engine:
         self.base_model(base)
         return self._submit("fetch", f"fetch-{slug(base, 'model')}", name=f"Fetch {base}", base=base)
 
+    def delete_model(self, model_id: str) -> None:
+        """Put a kept foundation aside; `undo_delete` brings the last one back.
+
+        Raises:
+            UnknownName: there is no such foundation. BadInput: variants lie on it.
+        """
+        from persona_lab.models import kept
+
+        if model_id not in kept.ids(self.home):
+            raise UnknownName("kept foundation", model_id, kept.ids(self.home))
+        needing = [variant.id for variant in self.variants() if variant.base == model_id]
+        needing += [run.id for run in self.runs() if run.status in ACTIVE and run.base == model_id]
+        if needing:
+            raise BadInput(
+                f"{model_id!r} cannot be deleted: {', '.join(needing[:10])} cannot be used without it.",
+                "Delete these first.",
+            )
+        self.catalog.trash.put_aside(self.home.model(model_id), model_id, [])
+
     def plan(
         self,
         persona_id: str,

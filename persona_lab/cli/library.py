@@ -210,6 +210,15 @@ def models_fetch(name: str, home: HomeOption = None, as_json: JsonOption = False
     )
 
 
+@models_app.command("delete")
+def models_delete(model_id: str, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Put a kept foundation aside; refused while variants need it."""
+    with opened(home) as engine:
+        engine.delete_model(model_id)
+    note = f"{model_id} was put aside until the next delete; the page can bring it back."
+    show({"id": model_id, "deleted": True}, as_json, lambda: print(note))
+
+
 # --- variants -------------------------------------------------------------------------------------
 
 

@@ -26,12 +26,13 @@ Untagged = Literal["voice", "all", "none"]
 _WORD = re.compile(r"[^\W\d_]{4,}")
 _COMMON = frozenset(
     _WORD.findall(
-        "about after again also always another because been before being both cannot could does doing done down each even "
-        "ever every from give goes going have having here hers herself himself into itself just keep know like little long "
-        "made make many might more most much must myself never nothing often once only other ours over people quite rather "
-        "really said same says should since some someone something still such take tell than that their them then there "
-        "these they thing things think this those though through time upon user very want well were what when where which "
-        "while will with without would years your yours yourself character name speaks speak"
+        "about after again also always another because been before being both cannot could does doing done down "
+        "each even ever every from give goes going have having here hers herself himself into itself just keep "
+        "know like little long made make many might more most much must myself never nothing often once only "
+        "other ours over people quite rather really said same says should since some someone something still such "
+        "take tell than that their them then there these they thing things think this those though through time "
+        "upon user very want well were what when where which while will with without would years your yours "
+        "yourself character name speaks speak "
     )
 )
 _FEELING = re.compile(
