@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -142,9 +143,11 @@ def _passages(renderer: ChatRenderer, units: Sequence[Unit], most: int) -> Itera
 
 
 def _cut(start: list[int], ids: list[int], most: int) -> Iterator[Rendered]:
-    room = most - len(start)
-    for at in range(0, len(ids), room):
-        part = (*start, *ids[at : at + room])
+    """In equal parts, so that no rest is too short to be read."""
+    parts = math.ceil(len(ids) / (most - len(start)))
+    size = math.ceil(len(ids) / max(parts, 1))
+    for at in range(0, len(ids), max(size, 1)):
+        part = (*start, *ids[at : at + size])
         if len(part) - len(start) >= SHORTEST:
             first = max(len(start), 1)
             yield Rendered(ids=part, mask=(False,) * first + (True,) * (len(part) - first))

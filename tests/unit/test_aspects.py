@@ -135,7 +135,7 @@ def test_readers_take_tags(tmp_path: Path, plugins: Plugins, persona_factory: An
     files = {
         "a.jsonl": [{"messages": turns, "tags": ["Mood", "voice", "mood", 7]}, {"messages": turns[:1] + turns[1:]}],
         "b.jsonl": [
-            {"conversations": [{"from": "human", "value": "Hm?"}, {"from": "gpt", "value": "A"}], "aspect": "mood"}
+            {"conversations": [{"from": "human", "value": "Hm"}, {"from": "gpt", "value": "A"}], "aspect": "mood"}
         ],
     }
     for name, rows in files.items():
@@ -243,9 +243,8 @@ def test_the_saved_adapter_is_the_sum_of_the_aspects(train: Any, model: str) -> 
 
 
 def test_the_sum_is_what_was_validated(train: Any, home: Home, reporter: Any) -> None:
-    """All aspects in full, loaded as one adapter, give the loss that the last stage measured with all of them active."""
+    """All aspects in full, loaded as one adapter, give the loss of all of them side by side, as they were trained."""
     from persona_lab.datasets.rendering import ChatRenderer
-    from persona_lab.datasets.store import load_dataset as load
     from persona_lab.training.context import Context
 
     result, variant = train()
@@ -254,7 +253,7 @@ def test_the_sum_is_what_was_validated(train: Any, home: Home, reporter: Any) ->
         reporter=reporter,
         plugins=None,
         persona=None,  # type: ignore[arg-type]
-        dataset=load(home.root / "d.jsonl"),
+        dataset=load_dataset(home.root / "d.jsonl"),
         base=info,
         machine=CPU,
         seed=0,

@@ -396,7 +396,7 @@ def test_it_resumes_at_either_stage(train: Any, home: Home, tmp_path: Path) -> N
     whole = train(run_id="whole", **config)
     shutil.rmtree(home.root / "models")
     with pytest.raises(Cancelled):
-        train(Watcher(stop_at=9, stage="foundation"), run_id="killed", **config)
+        train(Watcher(stop_at=20, stage="foundation"), run_id="killed", **config)
     watcher = Watcher(stop_at=5, stage="lora")
     with pytest.raises(Cancelled):
         train(watcher, run_id="killed", **config)
