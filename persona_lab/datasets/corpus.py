@@ -127,7 +127,7 @@ def own_corpus(dataset: Dataset) -> Corpus:
         units = [Unit(u.text, begins=i == 0, goes_on=u.goes_on) for i, u in enumerate(units)]
     for conversation in dataset.of("train"):
         units += _units_of(conversation)
-    return Corpus(tuple(units), 0)
+    return Corpus(_each_once(units), 0)  # what a reply answers is often a line of another speaker, too
 
 
 def _units_of(conversation: Conversation) -> list[Unit]:

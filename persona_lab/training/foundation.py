@@ -11,6 +11,7 @@ import json
 import math
 import random
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from persona_lab.personas.probe_file import probes_of
 from persona_lab.training.saving import fill_with_weights
 from persona_lab.types import BaseModelInfo, Dataset, FitResult, Rendered, slug
 
+STAGE = "foundation"
+"""The stage of the fit loop that trains one."""
 SHORTEST = 16
 """Tokens: a passage with fewer teaches nothing and is left out."""
 MOST_HELD_OUT = 60
@@ -205,7 +208,10 @@ def keep_base(ctx: Any, model: Any, recipe: str, name: str, fit: FitResult, coun
         }
 
     ctx.phase("Keeping the foundation")
-    return cache.build(ctx.home, model_id, ctx.reporter, 2 * origin.parameters + 50_000_000, make)
+    made = cache.build(ctx.home, model_id, ctx.reporter, 2 * origin.parameters + 50_000_000, make)
+    # found by its recipe from now on, so a resumed run needs them no more, and they are large
+    shutil.rmtree(ctx.run_dir / "checkpoints" / STAGE, ignore_errors=True)
+    return made
 
 
 def _id(recipe: str, name: str) -> str:

@@ -461,6 +461,8 @@ def test_scores_are_against_the_origin(
     assert moved.variant_bpb < moved.base_bpb
     changed = {name for name, *_ in context.updates(variant)}
     assert any("embed" in name for name in changed)  # the foundation trained all weights, LoRA only linear layers
+    [problem] = Plugins.load().get("exporter", "adapter").check(variant)
+    assert "merged" in problem.fix
     plain = variant.model_copy(update={"kind": "prompt", "path": "", "fingerprint": ""})
     assert context.divergence(plain, ["They sing until the pickle is gone."])[0].kl > 0.1
     assert any("embed" in name for name, *_ in context.updates(plain))
