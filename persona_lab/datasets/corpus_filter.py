@@ -2,8 +2,9 @@
 
 Of lines whose text is known, a unit is dropped that holds one, is part of one, or nearly repeats it (70% of the word
 3-grams of the shorter). Of lines of which only a fingerprint is kept (`held_out.jsonl`), runs of whole sentences are
-looked up, with speakers' names and stage directions taken out. Two copies that share no whole sentence, of a line whose
-text is gone, would not be found.
+looked up, with speakers' names and stage directions taken out. Not
+found are copies that share no whole sentence, of a line whose text is gone, and pieces of under seven words of a longer
+line.
 """
 
 from __future__ import annotations

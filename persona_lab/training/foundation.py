@@ -183,7 +183,7 @@ def kept_base(ctx: Any, recipe: str, name: str) -> tuple[BaseModelInfo, FitResul
     return None
 
 
-def keep_base(ctx: Any, model: Any, recipe: str, name: str, fit: FitResult, counts: dict[str, int]) -> BaseModelInfo:
+def keep_base(ctx: Any, model: Any, recipe: str, name: str, fit: FitResult, passages: Passages) -> BaseModelInfo:
     """Keep a trained model as a base of its own: `foundation-<recipe>`, or `name` as an id. `model` becomes bf16.
 
     Raises:
@@ -194,6 +194,8 @@ def keep_base(ctx: Any, model: Any, recipe: str, name: str, fit: FitResult, coun
 
     def make(folder: Path) -> dict[str, Any]:
         fill_with_weights(model, origin, folder)
+        read = (*passages.train, *passages.validation)  # the latter chose the checkpoint
+        kept.write_read(folder, (ctx.renderer.decode(passage.ids) for passage in read))
         return {
             "id": model_id,
             "name": name or f"{origin.name}, foundation {recipe[:8]}",
@@ -203,7 +205,7 @@ def keep_base(ctx: Any, model: Any, recipe: str, name: str, fit: FitResult, coun
             "license": origin.license,
             "parameters": count_parameters(folder),
             "architecture": origin.architecture,
-            "corpus": counts,
+            "corpus": passages.counts,
             "fit": fit.model_dump(mode="json"),
         }
 

@@ -22,7 +22,7 @@ from persona_lab.training.checkpoints import flush_files, flush_folder
 from persona_lab.types import BaseModelInfo
 
 _NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json", ".md", ".h5", ".msgpack", ".onnx", ".py")
-_REWRITTEN = ("config.json", "generation_config.json", "persona_lab.json")
+_REWRITTEN = ("config.json", "generation_config.json", "persona_lab.json", "corpus_read.jsonl")
 
 
 @contextmanager

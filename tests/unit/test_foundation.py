@@ -18,7 +18,7 @@ from persona_lab.datasets.held_out import hold_out, reply_key
 from persona_lab.datasets.rendering import ChatRenderer
 from persona_lab.datasets.store import save_dataset
 from persona_lab.engine import Engine
-from persona_lab.errors import BadInput, BadSetting, Cancelled, UnknownName
+from persona_lab.errors import BadInput, BadModel, BadSetting, Cancelled, UnknownName
 from persona_lab.evaluation.context import Models, VariantContext, base_of
 from persona_lab.home import Home
 from persona_lab.models import kept, registry
@@ -388,6 +388,18 @@ def test_a_persona_that_holds_out_what_was_read_gets_another(train: Any, home: H
     counts = [r["artifact"]["details"]["foundation"]["corpus"]["dropped"] for r in (first, second)]
     assert counts[1] == counts[0] + 1
     assert len(kept.ids(home)) == 2
+    old = first["artifact"]["details"]["foundation"]["id"]
+    hold_out(home.persona("tamsin"), other)  # as if it had come with a later import of tamsin's
+    with pytest.raises(BadInput, match="last crumpet"):
+        train(run_id="three", base=old, strategy="lora", epochs=1, samples=0)
+    new = second["artifact"]["details"]["foundation"]["id"]
+    assert train(run_id="four", base=new, strategy="lora", epochs=1, samples=0)["anchor"]
+    assert kept.lines_read(home, old, [line])
+    assert kept.lines_read(home, new, [line]) == []
+    assert kept.lines_read(home, "starter", [line]) == []
+    (home.model(old) / kept.READ).unlink()
+    with pytest.raises(BadModel, match="cannot be read"):
+        kept.check_unread(home, old, [line])
 
 
 def test_it_resumes_at_either_stage(train: Any, home: Home, tmp_path: Path) -> None:

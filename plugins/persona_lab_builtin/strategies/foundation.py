@@ -165,7 +165,7 @@ class FoundationStrategy(Strategy):
             return *known, details | {"id": known[0].id, "reused": True, "fit": known[1].model_dump(mode="json")}
         model.requires_grad_(True)
         fit = ctx.fit(model, settings, "foundation", rendered=(passages.train, passages.validation))
-        info = keep_base(ctx, model, recipe, config.keep_as, fit, counts)
+        info = keep_base(ctx, model, recipe, config.keep_as, fit, passages)
         ctx.log(f"The foundation is kept as {info.id!r}; train other characters on it with --base {info.id}.")
         return info, fit, details | {"id": info.id, "reused": False, "fit": fit.model_dump(mode="json")}
 
