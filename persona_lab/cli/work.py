@@ -67,7 +67,9 @@ def plan(
 @commands.command()
 def train(
     persona: PersonaOption,
-    strategy: Annotated[str, typer.Option("--strategy", help="prompt, lora, qlora, full, hybrid, or a plugin's.")],
+    strategy: Annotated[
+        str, typer.Option("--strategy", help="prompt, lora, qlora, full, hybrid, foundation, aspects, or a plugin's.")
+    ],
     base: BaseOption = "starter",
     set: SetOption = None,
     seed: SeedOption = 0,

@@ -29,11 +29,13 @@ from persona_lab.training.foundation import corpus_passages, held_text
 from persona_lab.training.run import run
 from persona_lab.types import (
     Artifact,
+    BaseModelInfo,
     Conversation,
     Dataset,
     Job,
     Machine,
     Message,
+    Probe,
     RunView,
     Variant,
     now,
@@ -505,3 +507,40 @@ def test_a_base_in_use_is_not_deleted_and_a_missing_one_is_named(train: Any, hom
         report = examine(engine)
         assert report["ok"] is False
         assert "'one' needs the base" in report["missing_bases"][0]
+
+
+def test_evaluation_refuses_a_foundation_that_has_read_a_probe(train: Any, home: Home, tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from persona_lab.evaluation.run import _check_training_data
+
+    line = "Whoever eats the last crumpet on the pier has to wind the moon up again on Sunday."
+    (tmp_path / "world.txt").write_text(world() + f"\n\n{line}")
+    variant = variant_from(train(**{**QUICK, "corpus": str(tmp_path / "world.txt")}), "one", dataset="")
+    job: Any = SimpleNamespace(variants=(variant,))
+    probe = Probe(id="p", kind="reply", cluster="p", messages=(), reply=line)
+    unread = probe.model_copy(update={"reply": "The wardrobe keeps its own counsel about the umbrellas, I find."})
+    _check_training_data(job, None, [unread], home, Watcher())
+    with pytest.raises(BadInput, match="held out here"):
+        _check_training_data(job, None, [unread, probe], home, Watcher())
+
+
+@pytest.mark.parametrize("strategy", ["foundation", "aspects"])
+def test_forms_and_estimates(strategy: str, plugins: Plugins, dataset_of: Any, tmp_path: Path) -> None:
+    part = plugins.get("strategy", strategy)
+    for name, field in part.Config.model_json_schema()["properties"].items():
+        assert field["description"].endswith("."), name
+        assert "default" in field, name
+    starter = BaseModelInfo(id="starter", key="starter", name="s", path="", ready=True, parameters=134_515_008)
+    plain = part.estimate(part.Config(), starter, None, CPU)
+    assert plain.trainable_parameters > 1_000_000
+    assert plain.seconds > 10
+    if strategy == "foundation":
+        (tmp_path / "a.txt").write_text(world(400))
+        (tmp_path / "b.txt").write_text(world(4000))
+        costs = [
+            part.estimate(part.Config(corpus=str(tmp_path / name)), starter, dataset_of(), CPU)
+            for name in ("a.txt", "b.txt")
+        ]
+        assert 3 * costs[0].seconds < costs[1].seconds
+        assert costs[0].peak_memory_bytes > 134_515_008 * 16
