@@ -331,6 +331,10 @@ class Variant(Frozen):
     merged: dict[str, Any] = Field(default_factory=dict)
     """Of a merged blend: from (variant id), blend, rank (None: exact) and error (relative, Frobenius)."""
 
+    def __hash__(self) -> int:
+        """pydantic's own would hash every field, and some are dicts."""
+        return hash((self.id, self.path, self.fingerprint))
+
     @property
     def compared_with(self) -> str:
         """Id of the base that was there before anything was trained: what scores are measured against."""

@@ -314,6 +314,7 @@ def test_a_blend_is_the_weighted_sum(train: Any, home: Home) -> None:
         assert torch.allclose(delta, expected[module], atol=1e-5)
     assert in_use(with_blend(variant, weights), home).path == blended.path
     assert in_use(variant, home) == variant
+    assert len({variant, variant.model_copy(), with_blend(variant, {"mood": 0.5})}) == 2
     with pytest.raises(UnknownName, match="temper"):
         with_blend(variant, {"temper": 1})
     with pytest.raises(BadInput, match="no aspects"):
