@@ -50,6 +50,7 @@ from persona_lab.types import (
 
 if TYPE_CHECKING:
     from persona_lab.datasets.rendering import ChatRenderer
+    from persona_lab.types import Rendered
 
 API_VERSION = 1
 
@@ -91,6 +92,16 @@ _TOOLKIT = {
     "voice_of": "persona_lab.evaluation.style",
     "held_out_lines": "persona_lab.evaluation.style",
     "written_replies": "persona_lab.evaluation.replies",
+    "slug": "persona_lab.types",
+    "corpus_files": "persona_lab.datasets.corpus",
+    "own_corpus": "persona_lab.datasets.corpus",
+    "corpus_passages": "persona_lab.training.foundation",
+    "kept_base": "persona_lab.training.foundation",
+    "keep_base": "persona_lab.training.foundation",
+    "rows_by_aspect": "persona_lab.datasets.aspects",
+    "parse_weights": "persona_lab.datasets.aspects",
+    "attach_aspect": "persona_lab.training.aspects",
+    "save_aspects": "persona_lab.training.aspects",
     "attach_lora": "persona_lab.training.lora",
     "adapted_layers": "persona_lab.training.lora",
     "without_layer": "persona_lab.training.lora",
@@ -159,8 +170,20 @@ class TrainContext(Reporter, Protocol):
             BadModel, OutOfMemory
         """
 
-    def fit(self, model: Any, settings: FitSettings, stage: str = "train") -> FitResult:
+    def using(self, base: BaseModelInfo | None = None, dataset: Dataset | None = None) -> TrainContext:
+        """The same context for a stage on another base (a foundation) or on a part of the rows."""
+
+    def fit(
+        self,
+        model: Any,
+        settings: FitSettings,
+        stage: str = "train",
+        rendered: tuple[Sequence[Rendered], Sequence[Rendered]] | None = None,
+    ) -> FitResult:
         """Train whatever requires a gradient on the train split; leaves `model` at its best validation loss.
+
+        Args:
+            rendered: (training, validation) to use instead of the dataset's splits, as tokens.
 
         Reports steps, validations and samples; writes checkpoints; resumes from the newest valid checkpoint of the
         same `stage` after an interruption.

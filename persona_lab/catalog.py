@@ -6,7 +6,8 @@ its backup loses nothing, and a run that finished while no page was there still 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -356,7 +357,8 @@ class Catalog:
         )
         quartiles = [words[round(share * (len(words) - 1))] for share in (0, 0.25, 0.5, 0.75, 1)] if words else []
         rows = [conversation.model_dump(mode="json") for conversation in dataset.conversations[:INSPECT_ROWS]]
-        return {**summary, "reply_words": quartiles, "first_rows": rows}
+        tags = Counter(tag for conversation in dataset.conversations for tag in conversation.tags)
+        return {**summary, "reply_words": quartiles, "tags": dict(tags.most_common()), "first_rows": rows}
 
     # --- variants --------------------------------------------------------------------------------
 
@@ -421,6 +423,37 @@ class Catalog:
         }
         self.library.put("runs", row | {"variant": variant.id})
         return variant
+
+    def merge_aspects(self, source: Variant, weights: Mapping[str, float], rank: int | None, name: str) -> Variant:
+        """A new, ordinary adapter variant: the blend of another's aspects. Its bytes and lineage are its own.
+
+        Raises:
+            BadInput: `source` has no aspects. UnknownName: no such aspect. BadModel, DiskFull
+        """
+        from persona_lab.inference.blending import told, with_blend, write_blend
+        from persona_lab.models.weights import fingerprint
+
+        blend = with_blend(source, weights).blend
+        stem, number = source.id[:52], 1
+        while self.home.variant(f"{stem}-blend-{number}").exists():
+            number += 1
+        folder = self.home.variant(f"{stem}-blend-{number}")
+        with disk_errors(folder):
+            error = write_blend(Path(source.path), blend, folder / "weights", rank)
+        merged = source.model_copy(
+            update={
+                "id": folder.name,
+                "name": name or f"{source.name}: {told(blend)}",
+                "path": str(folder / "weights"),
+                "fingerprint": fingerprint(folder / "weights"),
+                "created": now(),
+                "bytes": sum(path.stat().st_size for path in (folder / "weights").iterdir()),
+                "merged": {"from": source.id, "blend": blend, "rank": rank, "error": error},
+            }
+        )
+        write_atomic(folder / "variant.json", merged.model_dump_json(indent=1))
+        self._index_variant(merged)
+        return merged
 
     def _index_variant(self, variant: Variant) -> None:
         row = variant.model_dump(mode="json", include={"id", "name", "persona", "strategy", "base", "run", "created"})

@@ -302,6 +302,25 @@ class Engine:
         self.base_model(base)
         return self._submit("fetch", f"fetch-{slug(base, 'model')}", name=f"Fetch {base}", base=base)
 
+    def delete_model(self, model_id: str) -> None:
+        """Put a kept foundation aside; `undo_delete` brings the last one back.
+
+        Raises:
+            UnknownName: there is no such foundation. BadInput: variants lie on it.
+        """
+        from persona_lab.models import kept
+
+        if model_id not in kept.ids(self.home):
+            raise UnknownName("kept foundation", model_id, kept.ids(self.home))
+        needing = [variant.id for variant in self.variants() if variant.base == model_id]
+        needing += [run.id for run in self.runs() if run.status in ACTIVE and run.base == model_id]
+        if needing:
+            raise BadInput(
+                f"{model_id!r} cannot be deleted: {', '.join(needing[:10])} cannot be used without it.",
+                "Delete these first.",
+            )
+        self.catalog.trash.put_aside(self.home.model(model_id), model_id, [])
+
     def plan(
         self,
         persona_id: str,
@@ -406,7 +425,7 @@ class Engine:
         persona = target or self.persona(variants[0].persona)
         dataset = self._newest_dataset(persona.id)
         if report and not any(variant.kind == "base" for variant in variants):
-            variants.insert(0, self.base_variant(persona.id, variants[0].base))
+            variants.insert(0, self.base_variant(persona.id, variants[0].compared_with))
         return self._submit(
             "evaluate",
             f"{persona.id[:40]}-eval",
@@ -555,6 +574,32 @@ class Engine:
         if variant_id in bases:
             return self.base_variant(bases[variant_id])
         raise UnknownName("variant", variant_id, [v.id for v in self.variants()] + list(bases))
+
+    def blended(self, variants: Sequence[Variant], weights: Mapping[str, float]) -> list[Variant]:
+        """The variants, those of the strategy `aspects` with other weights, for the chat; nothing is saved.
+
+        Raises:
+            UnknownName: one has no such aspect. BadInput: none has aspects.
+        """
+        from persona_lab.inference.blending import saved_weights, with_blend
+
+        blendable = {v.id for v in variants if v.path and saved_weights(Path(v.path))}
+        if not blendable and variants:
+            with_blend(variants[0], weights)  # says why not
+        return [with_blend(v, weights) if v.id in blendable else v for v in variants]
+
+    def merge_aspects(
+        self, variant_id: str, weights: Mapping[str, float], rank: int | None = None, name: str = ""
+    ) -> Variant:
+        """A blend of a variant's aspects as a new variant with one ordinary adapter.
+
+        Args:
+            rank: cut to it by SVD; `Variant.merged["error"]` says what was lost. None: the exact sum.
+
+        Raises:
+            UnknownName: no such variant or aspect. BadInput: it has no aspects. BadModel, DiskFull
+        """
+        return self.catalog.merge_aspects(self.variant(variant_id), weights, rank, name)
 
     def delete_variant(self, variant_id: str) -> None:
         """Put a variant aside; `undo_delete` brings the last one back.

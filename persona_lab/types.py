@@ -103,6 +103,8 @@ class Conversation(Frozen):
     source: str = ""
     group: str = ""
     """Rows that must stay in one split (a scene, a document); empty: the conversation alone."""
+    tags: tuple[str, ...] = ()
+    """Facets of the character that this row shows (voice, knowledge, mood, ...), as the user's file names them."""
 
 
 class Dataset(Frozen):
@@ -177,6 +179,8 @@ class BaseModelInfo(Frozen):
     architecture: str = ""
     config: dict[str, Any] = Field(default_factory=dict)
     """config.json; empty until ready."""
+    origin: str = ""
+    """Of a foundation kept here: the id of the base it was trained from."""
 
 
 class Machine(Frozen):
@@ -308,6 +312,8 @@ class Artifact(Frozen):
     examples: tuple[Conversation, ...] = ()
     quantization: Literal["nf4"] | None = None
     """The base must be loaded so for this adapter."""
+    base: str = ""
+    """Id of the base this belongs to, where it is another than the run's (a foundation that the run trained)."""
     trainable_parameters: int = 0
     total_parameters: int = 0
     fit: FitResult | None = None
@@ -341,6 +347,21 @@ class Variant(Frozen):
     bytes: int = 0
     control: bool = False
     """Trained for somebody else and scored here as a wrong character: it tests the measure, not the variant."""
+    anchor: str = ""
+    """Id of the base that scores are compared with, where it is not `base`: a foundation's own origin."""
+    blend: dict[str, float] = Field(default_factory=dict)
+    """Weights of the aspects by name; an aspect that is not named keeps its saved weight."""
+    merged: dict[str, Any] = Field(default_factory=dict)
+    """Of a merged blend: from (variant id), blend, rank (None: exact) and error (relative, Frobenius)."""
+
+    def __hash__(self) -> int:
+        """pydantic's own would hash every field, and some are dicts."""
+        return hash((self.id, self.path, self.fingerprint))
+
+    @property
+    def compared_with(self) -> str:
+        """Id of the base that was there before anything was trained: what scores are measured against."""
+        return self.anchor or self.base
 
 
 # --- evaluation -----------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ def _finished(engine: Engine, plan: Plan, persona: str, strategy: str, seed: int
     dataset = engine.datasets(persona)[0].id
     card = engine.persona(persona).card
     for variant in engine.variants(persona):
-        wanted = (variant.strategy, variant.base, variant.seed, variant.dataset)
+        wanted = (variant.strategy, variant.compared_with, variant.seed, variant.dataset)
         if wanted != (strategy, plan.base, seed, dataset):
             continue
         job = job_of(variant, engine.home)

@@ -145,7 +145,7 @@ def datasets_inspect(dataset_id: str, home: HomeOption = None, as_json: JsonOpti
         report = engine.inspect_dataset(dataset_id)
 
     def tell() -> None:
-        for key in ("id", "persona", "format", "why", "source", "counts", "reply_words", "warnings"):
+        for key in ("id", "persona", "format", "why", "source", "counts", "reply_words", "tags", "warnings"):
             print(f"{key}: {report.get(key)}")
         for row in report["first_rows"]:
             print(f"\n{row['id']} ({row['split']})")
@@ -210,6 +210,15 @@ def models_fetch(name: str, home: HomeOption = None, as_json: JsonOption = False
     )
 
 
+@models_app.command("delete")
+def models_delete(model_id: str, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Put a kept foundation aside; refused while variants need it."""
+    with opened(home) as engine:
+        engine.delete_model(model_id)
+    note = f"{model_id} was put aside until the next delete; the page can bring it back."
+    show({"id": model_id, "deleted": True}, as_json, lambda: print(note))
+
+
 # --- variants -------------------------------------------------------------------------------------
 
 
@@ -252,3 +261,21 @@ def variants_delete(variant_id: str, home: HomeOption = None, as_json: JsonOptio
         engine.delete_variant(variant_id)
     note = f"{variant_id} was put aside until the next delete; the page can bring it back."
     show({"id": variant_id, "deleted": True}, as_json, lambda: print(note))
+
+
+@variants_app.command("merge")
+def variants_merge(
+    variant_id: str,
+    blend: Annotated[str, typer.Option("--blend", help="Weights of its aspects: voice=1,mood=0.5.")] = "",
+    rank: Annotated[int | None, typer.Option("--rank", min=1, help="Cut the sum to this rank; default: exact.")] = None,
+    name: Annotated[str, typer.Option("--name", help="A name for the new variant.")] = "",
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A blend of a variant's aspects as a new variant with one ordinary adapter."""
+    from persona_lab.datasets.aspects import parse_weights
+
+    with opened(home) as engine:
+        made = engine.merge_aspects(variant_id, parse_weights(blend), rank, name)
+    lost = f", {made.merged['error']:.2%} of the update lost" if rank else ", exact"
+    show(made, as_json, lambda: print(f"Variant {made.id} is ready: {made.name}{lost}."))

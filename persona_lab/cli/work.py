@@ -67,7 +67,9 @@ def plan(
 @commands.command()
 def train(
     persona: PersonaOption,
-    strategy: Annotated[str, typer.Option("--strategy", help="prompt, lora, qlora, full, hybrid, or a plugin's.")],
+    strategy: Annotated[
+        str, typer.Option("--strategy", help="prompt, lora, qlora, full, hybrid, foundation, aspects, or a plugin's.")
+    ],
     base: BaseOption = "starter",
     set: SetOption = None,
     seed: SeedOption = 0,
@@ -216,17 +218,22 @@ def say(
     seed: SeedOption = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=4096)] = 120,
     temperature: Annotated[float, typer.Option(min=0, max=5, help="0 always takes the likeliest word.")] = 0.7,
+    blend: Annotated[str, typer.Option("--blend", help="Of variants with aspects: voice=1,mood=0.5.")] = "",
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Talk to variants side by side; `base-PERSONA` is the untrained base under that persona's card."""
     from persona_lab.cli.conversing import read_prompts, replies
+    from persona_lab.datasets.aspects import parse_weights
     from persona_lab.types import Sampling
 
     asked = read_prompts(prompt, prompts)
     sampling = Sampling(seed=seed, max_new_tokens=max_new_tokens, temperature=temperature)
     with opened(home, readonly=True) as engine:
+        weights = parse_weights(blend)
         found: list[Variant] = [engine.variant(name) for name in variants]
+        if weights:
+            found = engine.blended(found, weights)
         rows = []
         for row in replies(engine.chat, found, asked, sampling):
             rows.append(row)

@@ -106,6 +106,10 @@ class ChatRenderer:
         """The conversation as ids, ending where the assistant's next reply begins."""
         return self._tokens.encode(self._text(self._fitted(_turns(messages)), generation_prompt=True))[0]
 
+    def text_ids(self, text: str) -> list[int]:
+        """Plain text as ids, without a template and without special tokens."""
+        return self._tokens.encode(self._tokens.mark(text))[0]
+
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Ids as text."""
         return self._tokens.decode(ids, skip_special)

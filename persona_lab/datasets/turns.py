@@ -14,6 +14,8 @@ from persona_lab.datasets.toolkit import Rows, clean, split_of
 from persona_lab.types import Conversation, Message, Role
 
 MAX_ROW_CHARACTERS = 1_000_000
+MAX_TAGS = 16
+MAX_TAG_CHARACTERS = 48
 
 
 class UnusableRow(ValueError):
@@ -39,7 +41,7 @@ def make_conversation(
     Args:
         turns: (role, text) in order.
         source: `file:row`; the id where the row has none.
-        row: where `id`, `split` and `group` are taken from, if it has them.
+        row: where `id`, `split`, `group` and `tags` (or `aspect`) are taken from, if it has them.
         columns: other names of those three columns.
 
     Raises:
@@ -63,7 +65,16 @@ def make_conversation(
         split=split_of(label("split")),
         source=source,
         group=clean(label("group"))[:200],
+        tags=_tags(row or {}),
     )
+
+
+def _tags(row: dict[str, Any]) -> tuple[str, ...]:
+    """`tags` (a list, or text with commas) or `aspect` of a row, in lower case, each once."""
+    value = row.get("tags", row.get("aspect"))
+    parts = value if isinstance(value, list) else value.split(",") if isinstance(value, str) else []
+    found = (clean(part).lower()[:MAX_TAG_CHARACTERS] for part in parts if isinstance(part, str))
+    return tuple(dict.fromkeys(tag for tag in found if tag))[:MAX_TAGS]
 
 
 def _merged(turns: Iterable[tuple[Role, str]]) -> list[Message]:

@@ -174,8 +174,10 @@ class VariantContext:
         known = self._models.known(keys)
         missing = list({key: i for i, key in enumerate(keys) if key not in known}.values())
         if missing:
-            _, host, renderer = self._models.of(variant.base)
-            own = None if _or_none(variant) is None else lambda: host.model_for(variant)
+            _, host, renderer = self._models.of(self.base_variant.base)
+            _, own_host, _ = self._models.of(variant.base)
+            same = _or_none(variant) is None and own_host is host
+            own = None if same else lambda: own_host.model_for(variant)
             for start in range(0, len(missing), _PASSAGES_AT_ONCE):
                 part = missing[start : start + _PASSAGES_AT_ONCE]
                 look = self._teller(start, len(part), len(missing))
@@ -192,9 +194,10 @@ class VariantContext:
 
     def updates(self, variant: Variant) -> Iterator[Update]:
         """Every weight matrix that training changed, one at a time; nothing for the base and for prompts."""
-        if _or_none(variant) is None:
+        base, under = self._models.of(self.base_variant.base)[0], self._models.of(variant.base)[0]
+        if _or_none(variant) is None and under.path == base.path:
             return iter(())
-        return updates(variant, self._models.of(variant.base)[0], self.machine)
+        return updates(variant, base, self.machine, under)
 
     def _computed(
         self,
@@ -232,7 +235,11 @@ class VariantContext:
 
 
 def base_of(variant: Variant, persona: Persona) -> Variant:
-    """The base under the same system prompt as the variant, or under the card's if it has none of its own."""
+    """The base under the same system prompt as the variant, or under the card's if it has none of its own.
+
+    Of a variant on a foundation it is the foundation's own origin: so its gain counts what the foundation taught, too,
+    and is on one scale with that of variants made straight from the origin.
+    """
     if variant.kind == "base":
         return variant
     system = variant.system
@@ -242,7 +249,7 @@ def base_of(variant: Variant, persona: Persona) -> Variant:
         id=f"base-{variant.persona}",
         name="base",
         persona=variant.persona,
-        base=variant.base,
+        base=variant.compared_with,
         strategy="base",
         kind="base",
         prompt_mode=variant.prompt_mode,

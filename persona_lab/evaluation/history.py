@@ -65,8 +65,12 @@ def repeat_command(variant: Variant, home: Home) -> str:
     """The command line that trains this variant again; empty for the base."""
     if variant.kind == "base":
         return ""
+    if variant.merged:
+        blend = ",".join(f"{name}={weight:g}" for name, weight in variant.merged["blend"].items())
+        rank = ["--rank", str(variant.merged["rank"])] if variant.merged["rank"] else []
+        return shlex.join(["persona-lab", "variants", "merge", variant.merged["from"], "--blend", blend, *rank])
     parts = ["persona-lab", "train", "--persona", variant.persona, "--strategy", variant.strategy]
-    parts += ["--base", variant.base, "--seed", str(variant.seed), "--name", variant.name]
+    parts += ["--base", variant.compared_with, "--seed", str(variant.seed), "--name", variant.name]
     job = job_of(variant, home)
     if job is not None:
         settings = (

@@ -25,6 +25,7 @@ from persona_lab.evaluation.leaks import check_leaks, check_probes
 from persona_lab.evaluation.probes import build_probes, sample_probes, spread
 from persona_lab.evaluation.report import Evaluated, write_report
 from persona_lab.home import Home, write_atomic
+from persona_lab.models import kept
 from persona_lab.models.machine import worker_machine
 from persona_lab.personas.probe_file import ProbeFile, probes_of
 from persona_lab.personas.store import PROBES
@@ -149,6 +150,7 @@ def _check_training_data(
     if dataset is None:
         reporter.log("There is no dataset: only prompts that need none are asked.", "warning")
     for variant in job.variants:
+        kept.check_unread(home, variant.base, [probe.reply for probe in probes if probe.kind == "reply"])
         if variant.kind == "base" or not variant.dataset:
             continue
         if dataset is not None and variant.dataset == dataset.id:

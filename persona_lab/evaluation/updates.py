@@ -84,8 +84,14 @@ class _Tensors:
         return tensor.float()
 
 
-def updates(variant: Variant, base: BaseModelInfo, machine: Machine) -> Iterator[Update]:
+def updates(
+    variant: Variant, base: BaseModelInfo, machine: Machine, under: BaseModelInfo | None = None
+) -> Iterator[Update]:
     """Every 2-D weight that training changed, in order of layers; embeddings first. Tied weights come once.
+
+    Args:
+        under: the base that an adapter lies on, where it is another than `base` (a foundation trained from it): what
+            both changed is then given together.
 
     Raises:
         BadModel: files are missing or damaged, or the two are not of one shape. OutOfMemory
@@ -94,6 +100,10 @@ def updates(variant: Variant, base: BaseModelInfo, machine: Machine) -> Iterator
         of_base = _Tensors(Path(base.path), stack)
         if variant.kind == "weights":
             found = _of_weights(of_base, _Tensors(Path(variant.path), stack), base)
+        elif variant.kind != "adapter":  # nothing of its own: the foundation itself is what changed
+            found = _of_weights(of_base, _Tensors(Path(under.path if under else base.path), stack), base)
+        elif under is not None and under.path != base.path:
+            found = _of_merged(variant, of_base, under, machine)
         elif (plain := _plain_lora(variant, of_base, stack)) is not None:
             found = plain
         else:

@@ -44,6 +44,8 @@ def license_of(base: BaseModelInfo) -> dict[str, str]:
 
 def hub_name(base: BaseModelInfo) -> str:
     """The name under which others know the base: a hub id where there is one, never a path of this machine."""
+    if base.origin:  # a foundation trained here: known is what it was trained from
+        base = base.model_copy(update={"id": base.origin, "origin": ""})
     if base.id in _HUB_NAMES:
         return _HUB_NAMES[base.id]
     return base.id if re.fullmatch(r"[\w.-]+/[\w.-]+", base.id) and not Path(base.id).exists() else base.name

@@ -27,6 +27,7 @@ from pydantic import ValidationError
 from persona_lab.datasets.rendering import ChatRenderer
 from persona_lab.errors import OutOfMemory, PersonaLabError
 from persona_lab.home import Home
+from persona_lab.inference.blending import in_use
 from persona_lab.inference.decoding import Generated, generate
 from persona_lab.inference.loading import VariantHost
 from persona_lab.inference.prompting import messages_for
@@ -76,6 +77,7 @@ class ChatWorker:
             emit: takes each chunk as it comes.
             should_stop: asked before every token.
         """
+        requests = self._blended(requests, emit)
         for base in dict.fromkeys(request.variant.base for request in requests):
             mine = [request for request in requests if request.variant.base == base]
             with self._errors_to(mine, emit):
@@ -83,6 +85,14 @@ class ChatWorker:
                 for group in self._groups(served.host, mine, emit):
                     with self._errors_to(group, emit):
                         self._decode(served, group, emit, should_stop)
+
+    def _blended(self, requests: Sequence[ChatRequest], emit: Callable[[ChatChunk], None]) -> list[ChatRequest]:
+        """The requests with the adapter of each variant's blend in place of its saved one."""
+        ready = []
+        for request in requests:
+            with self._errors_to([request], emit):
+                ready.append(request.model_copy(update={"variant": in_use(request.variant, self.home)}))
+        return ready
 
     def _serve(self, base: str) -> _Served:
         if base not in self._served:

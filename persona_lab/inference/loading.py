@@ -17,6 +17,7 @@ import torch
 
 from persona_lab.errors import BadModel, OutOfMemory
 from persona_lab.home import Home
+from persona_lab.inference.blending import told
 from persona_lab.models.machine import memory_bytes
 from persona_lab.models.weights import check_config, fingerprint, read_header, read_json, safetensors_files
 from persona_lab.types import BaseModelInfo, Machine, Variant
@@ -196,7 +197,8 @@ class VariantHost:
         if variant.kind == "prompt":
             return f"{variant.strategy} {variant.name}, on {base}"
         quantized = f" on {variant.quantization} base" if variant.quantization else ""
-        return f"{variant.strategy} {variant.name} {fingerprint(Path(variant.path))}{quantized}"
+        blend = f" {told(variant.blend)}" if variant.blend else ""
+        return f"{variant.strategy} {variant.name} {fingerprint(Path(variant.path))}{blend}{quantized}"
 
     @property
     def base_fingerprint(self) -> str:

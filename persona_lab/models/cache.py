@@ -43,6 +43,7 @@ def cached(home: Home, key: str) -> BaseModelInfo | None:
         parameters=int(marker.get("parameters", 0)),
         architecture=str(marker.get("architecture", "")),
         config=read_json(folder / "config.json"),
+        origin=str(marker.get("origin", "")),
     )
 
 

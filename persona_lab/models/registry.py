@@ -1,4 +1,4 @@
-"""Base models through one door: `starter`, a hub id, a local folder, a GGUF file.
+"""Base models through one door: `starter`, a kept foundation, a hub id, a local folder, a GGUF file.
 
 `describe` and `list_models` are light (JSON only, nothing is fetched); `ensure` fetches and converts, in a worker.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from persona_lab.errors import BadInput, BadModel, UnknownName
 from persona_lab.home import Home
-from persona_lab.models import cache, hub, starter
+from persona_lab.models import cache, hub, kept, starter
 from persona_lab.models.gguf import convert_gguf, read_gguf
 from persona_lab.models.weights import check_folder, count_parameters
 from persona_lab.types import BaseModelInfo, slug
@@ -32,7 +32,10 @@ def describe(model_id: str, home: Home) -> BaseModelInfo:
     """
     if model_id == starter.ID:
         return starter.describe(home)
-    path = _as_path(model_id)
+    known = kept.find(home, model_id)
+    if known is not None:
+        return known
+    path = _as_path(model_id, home)
     if path is None:
         return _describe_hub(model_id, home)
     if path.is_dir():
@@ -51,7 +54,7 @@ def ensure(model_id: str, home: Home, reporter: Reporter) -> BaseModelInfo:
         return info
     if model_id == starter.ID:
         return starter.ensure(home, reporter)
-    path = _as_path(model_id)
+    path = _as_path(model_id, home)
     if path is None:
         return hub.ensure(info, home, reporter)
     return _ensure_gguf(path, info, home, reporter)
@@ -73,7 +76,7 @@ def list_models(home: Home) -> list[BaseModelInfo]:
     return found
 
 
-def _as_path(model_id: str) -> Path | None:
+def _as_path(model_id: str, home: Home) -> Path | None:
     """The absolute path that `model_id` names, or None for a hub id.
 
     Raises:
@@ -88,7 +91,7 @@ def _as_path(model_id: str) -> Path | None:
         raise BadInput(f"There is no model at {path}.", ACCEPTED)
     if HUB_ID.match(model_id) and ".." not in model_id:
         return None
-    error = UnknownName("base model", model_id, [starter.ID])
+    error = UnknownName("base model", model_id, [starter.ID, *kept.ids(home)])
     error.fix = f"{error.fix} {ACCEPTED}"
     raise error
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,6 +16,7 @@ from persona_lab.api import TrainJob
 from persona_lab.datasets.rendering import ChatRenderer
 from persona_lab.errors import BadSetting
 from persona_lab.events import Checkpoint, Event, Sample, Validation
+from persona_lab.home import Home
 from persona_lab.inference.decoding import generate
 from persona_lab.inference.loading import load_model
 from persona_lab.inference.prompting import messages_for
@@ -69,6 +70,8 @@ class Context:
     system: str
     renderer: ChatRenderer
     max_tokens: int = 1024
+    home: Home | None = None
+    """Where kept bases and other personas' held-out lines are."""
     seconds: dict[str, float] = field(default_factory=lambda: {"load": 0.0, "train": 0.0, "save": 0.0})
     quantization: str | None = None
     _paths: WeakKeyDictionary[Any, LossPath] = field(default_factory=WeakKeyDictionary)
@@ -101,9 +104,19 @@ class Context:
         self.seconds["load"] += time.perf_counter() - started
         return model
 
-    def fit(self, model: Any, settings: FitSettings, stage: str = "train") -> FitResult:
+    def using(self, base: BaseModelInfo | None = None, dataset: Dataset | None = None) -> Context:
+        renderer = self.renderer if base is None else ChatRenderer(Path(base.path))
+        return replace(self, base=base or self.base, renderer=renderer, dataset=dataset or self.dataset)
+
+    def fit(
+        self,
+        model: Any,
+        settings: FitSettings,
+        stage: str = "train",
+        rendered: tuple[Sequence[Rendered], Sequence[Rendered]] | None = None,
+    ) -> FitResult:
         started = time.perf_counter()
-        material = self._material(settings, stage)
+        material = self._material(settings, stage, rendered)
         with memory_errors(LESS_MEMORY):
             fit = Fit(model, settings, stage, material)
             self.phase("Training" if stage == "train" else f"Training: {stage}", fit.total)
@@ -112,7 +125,7 @@ class Context:
         self.seconds["train"] += time.perf_counter() - started
         return result
 
-    def _material(self, settings: FitSettings, stage: str) -> Material:
+    def _material(self, settings: FitSettings, stage: str, rendered: Any = None) -> Material:
         def validated(step: int, loss: float, best: bool) -> None:
             self._emit(Validation(step=step, loss=loss, stage=stage, best=best))
 
@@ -122,9 +135,13 @@ class Context:
         def sampled(step: int, model: Any) -> None:
             self._write_samples(model, step, stage, settings.samples)
 
+        train, validation = rendered or (
+            self._rendered(self.dataset.of("train"), settings.max_tokens),
+            self._rendered(self.dataset.of("validation")[:MOST_VALIDATION], settings.max_tokens),
+        )
         return Material(
-            train=self._rendered(self.dataset.of("train"), settings.max_tokens),
-            validation=self._rendered(self.dataset.of("validation")[:MOST_VALIDATION], settings.max_tokens),
+            train=train,
+            validation=validation,
             pad_id=self.renderer.pad_id,
             device=self.machine.device,
             bf16=self.machine.bf16,

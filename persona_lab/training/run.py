@@ -14,7 +14,7 @@ from persona_lab.datasets.rendering import ChatRenderer, check_trainable
 from persona_lab.datasets.store import load_dataset
 from persona_lab.errors import BadInput, BadSetting, DiskFull
 from persona_lab.home import Home
-from persona_lab.models import registry
+from persona_lab.models import kept, registry
 from persona_lab.models.machine import worker_machine
 from persona_lab.models.weights import fingerprint
 from persona_lab.personas.prompt import system_prompt
@@ -23,7 +23,7 @@ from persona_lab.training import randomness
 from persona_lab.training.context import LESS_MEMORY, Context
 from persona_lab.training.memory import memory_errors, peak_memory
 from persona_lab.training.saving import folder_bytes
-from persona_lab.types import Artifact, Dataset, Job, Persona
+from persona_lab.types import Artifact, BaseModelInfo, Dataset, Job, Persona
 
 NAMED_ROWS = 5
 NO_CHANGE = 0.01
@@ -53,6 +53,7 @@ def run(job: Job, reporter: Any, plugins: Any) -> dict[str, Any]:
     check_training(dataset, read_ledger(home.persona(persona.id)), Path(job.dataset))
     reporter.phase("Preparing")
     base = registry.ensure(job.base, home, reporter)
+    _check_unread(dataset, home, base)
     fetched = time.perf_counter()
     context = Context(
         reporter=reporter,
@@ -66,6 +67,7 @@ def run(job: Job, reporter: Any, plugins: Any) -> dict[str, Any]:
         system=system_prompt(persona),
         renderer=ChatRenderer(Path(base.path)),
         max_tokens=getattr(settings, "max_tokens", 1024),
+        home=home,
     )
     context.seconds["load"] += fetched - started
     context.run_dir.mkdir(parents=True, exist_ok=True)
@@ -77,6 +79,19 @@ def run(job: Job, reporter: Any, plugins: Any) -> dict[str, Any]:
     result = _result(job, context, artifact, time.perf_counter() - started)
     shutil.rmtree(context.run_dir / "checkpoints", ignore_errors=True)  # of no more use, and large
     return result
+
+
+def _check_unread(dataset: Dataset, home: Home, base: BaseModelInfo) -> None:
+    """A foundation trained here must not have read what the persona holds out.
+
+    Raises:
+        BadInput, BadModel
+    """
+    if base.origin:
+        rows = (*dataset.of("test"), *dataset.of("validation"))
+        ledger = read_ledger(home.persona(dataset.persona)).entries
+        keys = {key for key, entry in ledger.items() if entry.kind == "reply"}
+        kept.check_unread(home, base.id, [m.content for c in rows for m in c.messages if m.role == "assistant"], keys)
 
 
 def _persona(job: Job) -> Persona:
@@ -132,6 +147,8 @@ def _result(job: Job, context: Context, artifact: Artifact, total_seconds: float
         "artifact_bytes": folder_bytes(folder) if folder else 0,
         "loss": {"train": train, "validation_before": before, "validation_after": after},
         "base": job.base,
+        # a variant on a foundation is scored against what was there before the foundation was trained
+        "anchor": context.base.origin or (job.base if artifact.base not in ("", job.base) else ""),
         "strategy": job.strategy,
         "seed": job.seed,
         "fingerprint": fingerprint(folder or Path(context.base.path)),

@@ -22,7 +22,7 @@ from persona_lab.training.checkpoints import flush_files, flush_folder
 from persona_lab.types import BaseModelInfo
 
 _NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json", ".md", ".h5", ".msgpack", ".onnx", ".py")
-_REWRITTEN = ("config.json", "generation_config.json")
+_REWRITTEN = ("config.json", "generation_config.json", "persona_lab.json", "corpus_read.jsonl")
 
 
 @contextmanager
@@ -64,14 +64,19 @@ def write_adapter(model: Any, base: BaseModelInfo, target: Path) -> None:
 
 def write_weights(model: Any, base: BaseModelInfo, target: Path) -> None:
     """Save a whole model in bf16 as `target`, with the base's tokenizer and chat template; `model` becomes bf16."""
+    with new_folder(target) as folder:
+        fill_with_weights(model, base, folder)
+
+
+def fill_with_weights(model: Any, base: BaseModelInfo, folder: Path) -> None:
+    """As `write_weights`, into a folder that is there and that somebody else puts in place."""
     model.to(torch.bfloat16)
     model.config.dtype = torch.bfloat16
-    with new_folder(target) as folder:
-        model.save_pretrained(folder)
-        for file in sorted(Path(base.path).iterdir()):
-            if _travels(file):
-                shutil.copyfile(file, folder / file.name)
-        _forget_machine(folder / "config.json")
+    model.save_pretrained(folder)
+    for file in sorted(Path(base.path).iterdir()):
+        if _travels(file):
+            shutil.copyfile(file, folder / file.name)
+    _forget_machine(folder / "config.json")
 
 
 def _travels(file: Path) -> bool:

@@ -30,6 +30,7 @@ def modules_after(code: str) -> set[str]:
         "import persona_lab.api, persona_lab.cli, persona_lab.engine, persona_lab.catalog",
         "from persona_lab.plugins import Plugins; assert len(Plugins.load().all('strategy')) >= 5",
         "import persona_lab.ui.app",
+        "import persona_lab.inference.blending, persona_lab.datasets.aspects, persona_lab.datasets.corpus",
         "import persona_lab.inference.client, persona_lab.models.registry, persona_lab.models.machine",
         "import persona_lab.datasets.rendering, persona_lab.datasets.reading, persona_lab.personas.cards",
     ],

@@ -33,6 +33,11 @@ class AdapterExporter(Exporter):
 
     def check(self, variant: Variant) -> list[Problem]:
         """Only variants that have an adapter can be exported so."""
+        if variant.kind == "adapter" and variant.anchor:
+            message = (
+                f"The adapter of {variant.name!r} fits only the foundation {variant.base!r}, which nobody else has."
+            )
+            return [Problem(message=message, fix="Export it as `merged`.")]
         if variant.kind == "adapter":
             return []
         why = {
