@@ -24,12 +24,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from training_figures import markdown, paired, plot, ratio
 from training_sides import TrainingJob, measure
 
+from persona_lab import __version__
 from persona_lab.datasets.build import build_dataset
 from persona_lab.datasets.reading import read_dataset
 from persona_lab.home import Home
@@ -43,7 +46,7 @@ from persona_lab.types import BaseModelInfo, Dataset, Machine, Persona
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "performance-training"
-PACKAGES = ("torch", "transformers", "peft", "trl", "persona-lab")
+PACKAGES = ("torch", "transformers", "peft", "trl")
 RESULT = "RESULT "
 CONVERSATIONS = (16, 32, 64, 128, 256)
 RANKS = (4, 8, 16, 32, 64)
@@ -81,6 +84,7 @@ class Quiet:
 # --- what is trained ---------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=1)
 def character() -> tuple[Persona, Dataset]:
     """Lord Goring where the test data are, else the example persona "magpie"."""
     folder = Path(os.environ.get("PERSONA_LAB_TEST_DATA") or ROOT.parent / "shared" / "data") / "lord_goring"
@@ -92,12 +96,12 @@ def character() -> tuple[Persona, Dataset]:
     else:
         persona = load_persona(ROOT / "personas" / "magpie")
         source = ROOT / "personas" / "magpie" / "dataset.jsonl"
-    reading = read_dataset(source, Plugins.load().all("dataset_reader"), persona)
+    reading = read_dataset(source, Plugins.load().all("reader"), persona)
     return persona, build_dataset(reading, persona.id, 1, persona.name, source.name)[0]
 
 
 def first(dataset: Dataset, count: int, batch_size: int) -> Dataset:
-    """At most `count` training conversations, a whole number of batches, repeated if there are too few; the validation."""
+    """`count` training conversations, repeated if there are too few, cut to whole batches; and the validation split."""
     train = dataset.of("train")
     several = [c.model_copy(update={"id": f"{c.id}-{turn}"}) for turn in range(count // len(train) + 1) for c in train]
     kept = several[: max(count - count % batch_size, batch_size)]
@@ -168,8 +172,8 @@ def in_own_process(job: TrainingJob, launcher: str) -> dict[str, Any]:
     return dict(json.loads(found[-1].removeprefix(RESULT)))
 
 
-def compare(given: argparse.Namespace, base: BaseModelInfo) -> dict[str, Any]:
-    """Pairs of ours and TRL's, by turns; every other pair begins with TRL."""
+def compare(given: argparse.Namespace, base: BaseModelInfo) -> Iterator[dict[str, Any]]:
+    """Pairs of ours and TRL's, by turns; every other pair begins with TRL. Yields all runs so far after each pair."""
     runs: list[dict[str, Any]] = []
     for pair in range(given.repeats):
         for method in given.methods:
@@ -181,14 +185,19 @@ def compare(given: argparse.Namespace, base: BaseModelInfo) -> dict[str, Any]:
             ours, theirs = paired(runs, method)
             speeds = [[run["examples_per_second"] for run in side] for side in (ours, theirs)]
             print(f"{method}, ours / TRL: {ratio(*speeds)}", flush=True)
-    keys = ("conversations", "tokens", "supervised", "prefix")
-    job_facts = {key: runs[0][key] for key in keys} | {"persona": character()[0].name, "base": base.name}
+            yield {"job": _facts(given, base, runs[0]), "runs": list(runs)}
+
+
+def _facts(given: argparse.Namespace, base: BaseModelInfo, run: dict[str, Any]) -> dict[str, Any]:
+    found = {key: run[key] for key in ("conversations", "tokens", "supervised", "prefix")}
     asked = {key: getattr(given, key) for key in ("epochs", "batch_size", "rank", "validation")}
-    return {"job": job_facts | asked, "runs": runs}
+    return found | asked | {"persona": character()[0].name, "base": base.name}
 
 
-def curves(given: argparse.Namespace, base: BaseModelInfo, starter: BaseModelInfo, folder: Path) -> dict[str, Any]:
-    """One epoch of ours at each point of each axis; the best of `repeats`, in rounds, so that a slow minute hits all."""
+def curves(
+    given: argparse.Namespace, base: BaseModelInfo, starter: BaseModelInfo, folder: Path
+) -> Iterator[dict[str, Any]]:
+    """One epoch of ours at each point of each axis: the fastest of `repeats`, in rounds, as a slow minute hits all."""
     plan: list[tuple[str, str, str, float, TrainingJob]] = []
     short = {"epochs": 1, "validation": 0, "peak": False}
     for count in given.curve_conversations:
@@ -210,7 +219,7 @@ def curves(given: argparse.Namespace, base: BaseModelInfo, starter: BaseModelInf
     places = [
         {"axis": axis, "method": method, "label": label, "value": value} for axis, method, label, value, _ in plan
     ]
-    return {"curves": [place | row for place, row in zip(places, best, strict=True)]}
+    yield {"curves": [place | row for place, row in zip(places, best, strict=True)]}
 
 
 def _short(found: dict[str, Any]) -> str:
@@ -224,32 +233,31 @@ def _short(found: dict[str, Any]) -> str:
 
 
 def write(out: Path, machine: Machine, part: dict[str, Any]) -> None:
-    """Put `part` into the results of this kind of device, and write the page anew."""
+    """Put `part` into the results of this kind of device, and write the page anew.
+
+    Runs of other methods stay if they were of the same job.
+    """
     out.mkdir(parents=True, exist_ok=True)
     file, picture = out / f"{NAME}.json", out / f"{NAME}.png"
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)}
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES if importlib.util.find_spec(name)}
     kept = ("device_name", "cores", "memory_bytes", "accelerator_bytes", "bf16")
     section = found.setdefault(machine.device, {})
     section |= {
         "machine": machine.model_dump(include=set(kept)),
-        "versions": {"Python": platform.python_version()} | section.get("versions", {}) | versions,
+        "versions": {"Persona Lab": __version__, "Python": platform.python_version()}
+        | section.get("versions", {})
+        | versions,
         "date": time.strftime("%Y-%m-%d"),
     }
+    if part.get("job") == section.get("job") and "runs" in part:
+        measured = {run["method"] for run in part["runs"]}
+        part = part | {"runs": [run for run in section["runs"] if run["method"] not in measured] + part["runs"]}
     section |= part
     file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if found.get("cpu", {}).get("curves"):
         plot(found["cpu"]["curves"], picture)
     (out / f"{NAME}.md").write_text(markdown(found, picture.name if picture.is_file() else ""), encoding="utf-8")
-    print(f"written: {NAME}.json, {NAME}.md", flush=True)
-
-
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def main() -> None:
@@ -273,8 +281,9 @@ def main() -> None:
         machine = worker_machine(Path(folder))
         model = given.base or ("1.1B" if machine.device == "cuda" else "starter")
         base = random_llama(model, starter, Path(folder)) if model in LLAMAS else ensure(model, home, Quiet())
-        part = curves(given, base, starter, Path(folder)) if given.curves else compare(given, base)
-    write(Path(given.out), machine, part)
+        parts = curves(given, base, starter, Path(folder)) if given.curves else compare(given, base)
+        for part in parts:
+            write(Path(given.out), machine, part)
 
 
 def _arguments() -> argparse.Namespace:
@@ -282,9 +291,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--home", help="data home that holds the starter, or where to fetch it to")
     parser.add_argument("--base", help=f"starter, a folder, a hub id, or a random Llama: {', '.join(LLAMAS)}")
     parser.add_argument("--methods", nargs="+", default=["lora", "full"], choices=["lora", "full"])
-    parser.add_argument(
-        "--repeats", type=int, default=3, help="pairs of each method; with --curves, runs of each point"
-    )
+    parser.add_argument("--repeats", type=int, default=3, help="pairs a method; with --curves, runs a point")
     parser.add_argument("--conversations", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=4)

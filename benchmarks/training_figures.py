@@ -15,6 +15,29 @@ from typing import Any
 NO_GPU = (
     "**GPU figures are missing:** no GPU was at hand. `python benchmarks/training.py` on a machine with one adds them."
 )
+METHOD = """## How it is measured
+
+- Each measurement is a process of its own; ours and TRL's take turns, and a ratio is taken within a pair, because a
+  shared machine is not equally fast all the time. A pair has one seed. Both have our worker's environment. The
+  interval is Student's t of the logarithms of the ratios.
+- TRL is at its defaults: bf16 autocast over fp32 weights, gradient checkpointing, fused AdamW, padded random
+  batches, the model loaded by itself. It is given our token ids and masks, so that both learn exactly the same
+  tokens (checked on its own batches). Rates, linear decay and warm-up are the same, but for the step that
+  transformers spends at rate 0. It writes no checkpoint.
+- Ours is the strategy with its defaults, through the code that the worker runs, but without a validation split,
+  because TRL does not validate either: both end with their last weights. The checkpoints written meanwhile count as
+  time.
+- Speed: of the last epoch where there are several; of a single one, all of training after loading, with our check
+  of the fast path. Wall: from the start of the process to the end of training. Start-up: wall without training.
+  Peak memory: the process's largest resident size up to there; on a GPU, the most memory allocated there.
+- Held-out loss: nats a supervised token of the validation split, by a plain transformers model in fp32 into which
+  the trained weights are loaded; one function for both.
+- Peak: the fastest large bf16 matrix product in any of the processes, tried in each after training. *Plain* work is
+  every token of every conversation; *least* work is the shared prefix once a step, and the head at supervised
+  tokens only. Neither counts padding or recomputation.
+- Curves: one epoch of ours, the fastest of the runs of a point. Models other than the starter are random Llamas
+  with its tokenizer; datasets larger than the character's repeat it.
+"""
 SIDES = {"ours": "Persona Lab", "trl": "TRL"}
 
 
@@ -144,26 +167,26 @@ def markdown(found: Mapping[str, Any], picture: str = "") -> str:
     parts = [
         "# Training speed",
         "",
-        "Written by `python benchmarks/training.py`; the numbers are in the JSON file beside it. How it is measured stands "
-        "at the end.",
+        "Written by `python benchmarks/training.py`; every measurement is in the JSON file beside it. How it is "
+        "measured stands at the end.",
     ]
     for device in ("cpu", "cuda", "mps"):
         if device in found:
             parts += ["", *_section(found[device], picture if device == "cpu" else "")]
     if "cuda" not in found:
         parts += ["", "## GPU", "", NO_GPU]
-    return "\n".join([*parts, "", *_method()]) + "\n"
+    return "\n".join([*parts, "", METHOD])
 
 
 def _section(section: Mapping[str, Any], picture: str) -> list[str]:
     machine = section["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in section["versions"].items())
-    memory = machine["accelerator_bytes"] or machine["memory_bytes"]
+    on_device = machine["accelerator_bytes"]
+    memory = f"{(on_device or machine['memory_bytes']) / 2**30:.0f} GiB{' on the device' if on_device else ''}"
     lines = [
         f"## {machine['device_name']}",
         "",
-        f"{machine['cores']} cores, {memory / 2**30:.0f} GiB{' on the device' if machine['accelerator_bytes'] else ''}; "
-        f"{section['date']}; {versions}.",
+        f"{machine['cores']} cores, {memory}; {section['date']}; {versions}.",
     ]
     if section.get("runs"):
         lines += ["", *_comparison(section)]
@@ -174,12 +197,13 @@ def _section(section: Mapping[str, Any], picture: str) -> list[str]:
 
 def _comparison(section: Mapping[str, Any]) -> list[str]:
     job, runs = section["job"], section["runs"]
+    peak = max(run["peak_flops"] for run in runs)
     lines = [
         f"### Against TRL's SFTTrainer: {job['base']}",
         "",
-        f"{job['conversations']} conversations of {job['persona']} ({job['tokens']} tokens, {job['supervised']} of them "
-        f"supervised, {job['prefix']} shared by all), batch {job['batch_size']}, {job['epochs']:g} epochs; LoRA: rank "
-        f"{job['rank']} on all linear layers.",
+        f"{job['conversations']} conversations of {job['persona']} ({job['tokens']} tokens, {job['supervised']} of "
+        f"them supervised, {job['prefix']} shared by all), batch {job['batch_size']}, {job['epochs']:g} epochs; LoRA: "
+        f"rank {job['rank']} on all linear layers.",
         "",
         "| | speed, ours / TRL: mean [95%]; min / median / max | wall time, TRL / ours | peak memory, ours / TRL | "
         "held-out loss, ours - TRL: mean (largest) |",
@@ -191,9 +215,11 @@ def _comparison(section: Mapping[str, Any]) -> list[str]:
             lines.append(_ratio_row(method, ours, theirs))
     lines += [
         "",
-        "| | seed | examples/s | start-up s | wall s | peak memory MB | held-out loss | of bf16 peak: plain / least work |",
+        "| | seed | examples/s | start-up s | wall s | memory MB | held-out loss | of peak: plain / least work |",
         "|---|---|---|---|---|---|---|---|",
-        *[_run_row(run) for run in runs],
+        *[_run_row(run, peak) for run in runs],
+        "",
+        f"Peak: {peak / 1e9:.0f} GFLOP/s.",
     ]
     return lines
 
@@ -220,9 +246,9 @@ def _ratio_row(method: str, ours: Sequence[Mapping[str, Any]], theirs: Sequence[
     return f"| {' | '.join(cells)} |"
 
 
-def _run_row(run: Mapping[str, Any]) -> str:
-    seconds = run["steady_seconds"] * run["peak_flops"] / run["steady_epochs"]
-    least = f"{run['least_flops'] / seconds:.0%}" if run["side"] == "ours" else "-"
+def _run_row(run: Mapping[str, Any], peak: float) -> str:
+    most = run["steady_seconds"] * peak
+    least = f"{run['least_flops'] / most:.0%}" if run["side"] == "ours" else "-"
     cells = [
         f"{run['method']}, {SIDES[run['side']]}",
         str(run["seed"]),
@@ -231,7 +257,7 @@ def _run_row(run: Mapping[str, Any]) -> str:
         f"{run['wall_seconds']:.1f}",
         f"{run['peak_memory_bytes'] / 2**20:.0f}",
         f"{run['validation_loss']:.4f}",
-        f"{run['plain_flops'] / seconds:.0%} / {least} of {run['peak_flops'] / 1e9:.0f} GFLOP/s",
+        f"{run['plain_flops'] / most:.0%} / {least}",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -248,29 +274,6 @@ def _curves(points: Sequence[Mapping[str, Any]], picture: str) -> list[str]:
             f"{point['peak_memory_bytes'] / 2**20:.0f} |"
         )
     return lines
-
-
-def _method() -> list[str]:
-    return [
-        "## How it is measured",
-        "",
-        "- Each measurement is a process of its own; ours and TRL's take turns, and a ratio is taken within a pair, because "
-        "a shared machine is not equally fast all the time. A pair has one seed. Both have the worker's environment.",
-        "- TRL at its defaults: bf16 autocast over fp32 weights, gradient checkpointing, fused AdamW, padding, loading by "
-        "itself. It is given our token ids and masks, so that both learn exactly the same tokens (checked); the rates, the "
-        "linear schedule and its warm-up are the same but for the step that transformers spends at rate 0. It writes no "
-        "checkpoint.",
-        "- Ours is the strategy with its defaults, as the worker runs it; there is no validation split, so that neither "
-        "validates. The checkpoints it writes meanwhile count as time.",
-        "- Speed: the last epoch, if there is more than one, else the whole training after loading (with our check of the "
-        "fast path). Wall: from the start of the process to the end of training. Peak memory: the process's largest resident "
-        "size up to there (on a GPU: memory allocated there).",
-        "- Held-out loss: nats a supervised token of the validation split, by a plain transformers model in fp32 into which "
-        "the trained weights are loaded; one function for both.",
-        "- Peak: the fastest of some large bf16 matrix products in the same process. *Plain* work is every token of every "
-        "conversation, *least* work is the shared prefix once a step and the head at supervised tokens only; neither counts "
-        "padding or recomputation.",
-    ]
 
 
 # --- the picture -------------------------------------------------------------------------------------

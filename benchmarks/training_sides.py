@@ -50,7 +50,7 @@ class TrainingJob(BaseModel):
 class Stamps:
     """When training began and when each step ended, in seconds; also our reporter.
 
-    What a GPU has yet to do is waited for at the beginning and at the end of epochs only, so that no one is slowed down.
+    What a GPU has yet to do is waited for at the ends of epochs only, so that neither side is slowed down.
     """
 
     per_epoch: int
@@ -67,10 +67,9 @@ class Stamps:
         whole = (len(self.ends) + 1) % self.per_epoch == 0
         self.ends.append(_now() if whole else time.perf_counter())
 
-    def steady(self, epochs: int) -> tuple[float, int]:
-        """Seconds of the last epoch, or of all of training if there is only one; and how many epochs that is."""
-        start = self.began if epochs == 1 else self.ends[-1 - self.per_epoch]
-        return self.ends[-1] - start, 1
+    def steady(self, epochs: int) -> float:
+        """Seconds of the last epoch, or of all of training if there is only one."""
+        return self.ends[-1] - (self.began if epochs == 1 else self.ends[-1 - self.per_epoch])
 
     def phase(self, title: str, total: int | None = None) -> None:
         """Of our worker: the one that has steps is the training."""
@@ -122,12 +121,11 @@ def measure(job: TrainingJob) -> dict[str, Any]:
 
 
 def _timing(job: TrainingJob, stamps: Stamps, examples: int, wall: float) -> dict[str, Any]:
-    seconds, epochs = stamps.steady(job.epochs)
+    seconds = stamps.steady(job.epochs)
     return {
         "steps": len(stamps.ends),
         "steady_seconds": seconds,
-        "steady_epochs": epochs,
-        "examples_per_second": examples * epochs / seconds,
+        "examples_per_second": examples / seconds,
         "startup_seconds": wall - (stamps.ends[-1] - stamps.began),
         "wall_seconds": wall,
         "checkpoint_seconds": sum(stamps.checkpoints),
@@ -222,6 +220,7 @@ def _train_trl(job: TrainingJob, machine: Machine, stamps: Stamps, folder: Path)
             warmup_steps=round(job.warmup * total),
             seed=job.seed,
             save_strategy="no",
+            use_cpu=machine.device == "cpu",  # refuses bf16 without it
             report_to="none",
             disable_tqdm=True,
         ),
@@ -272,7 +271,7 @@ def _plain_model(trained: Any, base: str) -> Any:
 
 
 def matmul_peak(machine: Machine) -> float:
-    """Floating-point operations a second of large matrix products: the fastest of several, in bf16 if that is fast here."""
+    """Floating-point operations a second of the fastest of some large matrix products; bf16 where that is fast."""
     dtype = torch.bfloat16 if machine.bf16 else torch.float32
     best = 0.0
     for size in (2048, 4096) if machine.device == "cpu" else (4096, 8192, 16384):
