@@ -135,7 +135,7 @@ def random_llama(name: str, starter: BaseModelInfo, folder: Path) -> BaseModelIn
 def job_of(given: argparse.Namespace, base: BaseModelInfo, side: str, method: str, **changes: Any) -> TrainingJob:
     """A job with the strategy's own default rates."""
     strategy = Plugins.load().get("strategy", method)
-    settings = validate_settings(strategy.Config, {}, f"strategy {method!r}")
+    settings: Any = validate_settings(strategy.Config, {}, f"strategy {method!r}")
     persona, dataset = character()
     conversations = changes.pop("conversations", given.conversations)
     values: dict[str, Any] = {
