@@ -223,9 +223,10 @@ def curves(
 
 
 def _short(found: dict[str, Any]) -> str:
+    loss = found["validation_loss"]
     return (
         f"{found['examples_per_second']:.2f} examples/s, start-up {found['startup_seconds']:.1f} s, "
-        f"{found['peak_memory_bytes'] / 2**20:.0f} MB, held-out {found['validation_loss']:.4f}"
+        f"{found['peak_memory_bytes'] / 2**20:.0f} MB" + ("" if loss is None else f", held-out {loss:.4f}")
     )
 
 

@@ -114,8 +114,8 @@ def measure(job: TrainingJob) -> dict[str, Any]:
         | _work(job, examples, stamps.per_epoch)
         | {
             "peak_memory_bytes": memory,
-            "peak_flops": matmul_peak(machine) if job.peak else math.nan,
-            "validation_loss": held_out_loss(model, job, machine.device) if job.validation else math.nan,
+            "peak_flops": matmul_peak(machine) if job.peak else None,
+            "validation_loss": held_out_loss(model, job, machine.device) if job.validation else None,
         }
     )
 
