@@ -2,11 +2,11 @@
 
     python benchmarks/locating.py --home DIR --persona lord_goring --persona socrates --seeds 3 --out docs
 
-Each persona and seed: LoRA for one epoch; the layers ranked by each criterion; then, from the same merged weights, full
-training of a quarter of the layers (or of as many last layers as the criterion says) at each rate. Beside them LoRA and
-full fine-tuning at their defaults. Measured on held-out lines: specificity and bits per byte against the untouched base,
-what was forgotten on plain text, and the seconds of every part. Results are written after each persona and seed, and
-what is there already is not done again.
+Each persona and seed: LoRA for one epoch; the layers ranked by each criterion; then, from the same merged weights,
+full training of a quarter of the layers (or of as many last layers as the criterion says) at each rate. Beside them
+LoRA and full fine-tuning at their defaults. Measured on held-out lines: specificity and bits per byte against the
+untouched base, what was forgotten on plain text, and the seconds of every part. Results are written after each persona
+and seed, and what is there already is not done again.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ RANKED_ON = 12
 """Validation conversations that the ablations are measured on."""
 RATES = (1e-4, 3e-4)
 PLAIN = (
-    "The committee will meet on Thursday to review the budget for the coming year, and members are asked to bring copies.",
+    "The committee will meet on Thursday to review the budget for the coming year; members are asked to bring copies.",
     "Water boils at a lower temperature at high altitude because the pressure of the air above it is lower there.",
-    "To replace the battery, remove the two screws at the back, lift the cover, and slide the old cell out to the left.",
+    "To replace the battery, remove the two screws at the back, lift the cover, and slide the old cell out.",
     "The museum is open from ten to five every day except Monday; admission is free for children and students.",
-    "In 1876 the railway reached the valley, and within ten years the number of inhabitants had more than doubled.",
+    "In 1876 the railway reached the valley, and within ten years the number of inhabitants had doubled.",
     "def mean(values):\n    return sum(values) / len(values)\n\nprint(mean([1, 2, 3]))",
     "Plants take up water through their roots and release most of it again through small openings in their leaves.",
     "Please find attached the minutes of last week's meeting. Let me know if anything is missing before Friday noon.",

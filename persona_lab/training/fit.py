@@ -170,7 +170,7 @@ class Fit:
         measured = self._validator().measure()
         self.progress.before = self.progress.best = measured.loss
         self.progress.first = [measured.loss, measured.own, measured.other]
-        self.progress.score = self._score(measured)
+        self.progress.score, self.progress.specificity = self._score(measured), self._specificity(measured)
         self.best = self.masters.copy_working()
         self.material.validated(0, measured.loss, True)
         self.material.sampled(0, self.model)

@@ -1,7 +1,7 @@
 """Where in the model a character sits: criteria that give each decoder layer a number, higher where it matters more.
 
-Update norms are not among them: ||dW|| / ||W|| is nearly the same in all layers, whatever was learnt (measured). What each
-criterion is worth as a guide for a second stage of training is measured by `benchmarks/locating.py`.
+Update norms are not among them: ||dW|| / ||W|| is nearly the same in all layers, whatever was learnt (measured). What
+each criterion is worth as a guide for a second stage of training is measured by `benchmarks/locating.py`.
 """
 
 from __future__ import annotations

@@ -12,13 +12,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from persona_lab.datasets.rendering import ChatRenderer
-from persona_lab.errors import BadInput, Cancelled, WorkFailed
+from persona_lab.errors import BadInput, Cancelled, Diverged
 from persona_lab.training import randomness
 from persona_lab.training.checkpoints import CheckpointStore
 from persona_lab.training.fit import Fit, Material
 from persona_lab.training.lora import attach_lora
 from persona_lab.training.masters import Masters
 from persona_lab.training.schedule import learning_rate
+from persona_lab.training.validation import Foils
 from persona_lab.types import FitResult, FitSettings, Message
 
 SYSTEM = Message(role="system", content="You are Tamsin Quill, a retired cartographer who folds every answer.")
@@ -56,6 +57,7 @@ def fit(tiny_model: Path, tmp_path: Path, conversations_factory: Callable[..., A
         dtype: torch.dtype = torch.float32,
         dropout: float = 0.2,
         poison: bool = False,
+        foils: bool = False,
     ) -> tuple[Any, FitResult | None, Watcher]:
         watcher = Watcher(stop_at)
         material = Material(
@@ -71,6 +73,7 @@ def fit(tiny_model: Path, tmp_path: Path, conversations_factory: Callable[..., A
             validated=lambda *values: watcher.losses.append(values),
             sampled=lambda step, model: torch.manual_seed(step),  # whatever samples draw must not matter
             saved=lambda step, path: watcher.saved.append(path),
+            foils=Foils(rendered[6:10], rendered[:4], 200, 200) if foils else Foils(),
         )
         randomness.seed_all(3)
         model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=dtype).requires_grad_(not lora)
@@ -158,6 +161,55 @@ def test_small_updates_are_not_lost_in_bf16_weights() -> None:
     assert model.weight.item() == pytest.approx(0.99, abs=4e-3)
 
 
+def test_the_same_seed_gives_the_same_loss_to_six_digits(fit: Callable[..., Any]) -> None:
+    _, first, once = fit("first")
+    _, second, again = fit("second")
+    assert [round(step["loss"], 6) for step in once.steps] == [round(step["loss"], 6) for step in again.steps]
+    assert round(first.validation_after, 6) == round(second.validation_after, 6)
+
+
+def test_weights_can_be_kept_by_specificity_and_resumed(fit: Callable[..., Any]) -> None:
+    settings = SETTINGS.model_copy(update={"keep": "specificity", "patience": 10})
+    _, result, watcher = fit("whole", settings=settings, foils=True)
+    assert result.specificity is not None
+    best = [step for step, _, better in watcher.losses if better][-1]
+    assert result.best_step == best
+    fit("killed", stop_at=8, settings=settings, foils=True)
+    _, again, _ = fit("killed", settings=settings, foils=True)
+    assert again.model_dump(exclude={"seconds"}) == result.model_dump(exclude={"seconds"})
+    _, without, _ = fit("without", settings=settings)  # nobody to be unlike: the loss decides
+    assert without.specificity is None
+    assert without.validation_after == min(loss for _, loss, _ in fit("w2", settings=settings)[2].losses)
+
+
+def test_the_last_weights_can_be_kept(fit: Callable[..., Any]) -> None:
+    _, result, _ = fit(settings=SETTINGS.model_copy(update={"keep": "last"}))
+    assert result.best_step == result.steps
+
+
+def test_a_run_that_goes_astray_keeps_what_was_good_before_it(fit: Callable[..., Any], monkeypatch: Any) -> None:
+    monkeypatch.setattr("persona_lab.training.fit.ran_away", lambda losses: len(losses) >= 8)
+    _, result, watcher = fit()
+    assert result.stopped == "diverged"
+    assert result.best_step == 6
+    assert "ran away" in watcher.said[-1]
+    monkeypatch.setattr("persona_lab.training.fit.ran_away", lambda losses: True)
+    with pytest.raises(Diverged, match="ran away by step 1"):
+        fit("nothing-good-yet")
+
+
+def test_a_searched_rate_is_used_said_and_kept_over_an_interruption(fit: Callable[..., Any]) -> None:
+    settings = SETTINGS.model_copy(update={"find_learning_rate": True})
+    _, result, watcher = fit("whole", settings=settings)
+    assert "found by" in watcher.said[0]
+    assert 0 < result.learning_rate != settings.learning_rate
+    assert max(step["learning_rate"] for step in watcher.steps) == pytest.approx(result.learning_rate, rel=0.2)
+    assert result.validation_after < result.validation_before
+    fit("killed", stop_at=8, settings=settings)
+    _, again, _ = fit("killed", settings=settings)
+    assert again.learning_rate == result.learning_rate
+
+
 def test_without_validation_rows_it_says_so(fit: Callable[..., Any]) -> None:
     _, result, watcher = fit(validation=0)
     assert result.steps == 12
@@ -166,7 +218,7 @@ def test_without_validation_rows_it_says_so(fit: Callable[..., Any]) -> None:
 
 
 def test_nonsense_is_refused_with_advice(fit: Callable[..., Any]) -> None:
-    with pytest.raises(WorkFailed, match="learning rate below"):
+    with pytest.raises(Diverged, match="learning rate below"):
         fit(poison=True)
 
 

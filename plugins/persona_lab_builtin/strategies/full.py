@@ -28,6 +28,10 @@ class FullConfig(FitSettings):
     learning_rate: float = Field(
         1e-4, gt=0, le=1, description="How big each correction is. Too high overfits, too low learns nothing."
     )
+    low_memory: bool = Field(
+        False,
+        description="Keep weights and optimizer in 16 bits, rounded at random: half the memory, slower, less exact.",
+    )
 
 
 class FullStrategy(Strategy):
