@@ -44,6 +44,8 @@ from persona_lab.types import (
     Persona,
     Probe,
     Problem,
+    Quantization,
+    Rendered,
     Sampling,
     Variant,
 )
@@ -148,11 +150,11 @@ class TrainContext(Reporter, Protocol):
     """The persona's system prompt, used in training, validation and samples."""
     renderer: ChatRenderer
 
-    def load_base(self, quantization: str | None = None, full_precision: bool = False) -> Any:
+    def load_base(self, quantization: Quantization | None = None, full_precision: bool = False) -> Any:
         """The base model on the device, frozen (no parameter requires a gradient).
 
         Args:
-            quantization: `nf4` for 4-bit through bitsandbytes.
+            quantization: `nf4` for 4-bit through bitsandbytes, `nf4_single` without double quantisation.
             full_precision: fp32 weights (master weights of full fine-tuning) instead of the device's fast type.
 
         Raises:
@@ -168,6 +170,9 @@ class TrainContext(Reporter, Protocol):
         Raises:
             BadInput: nothing to train on. Cancelled, OutOfMemory, DiskFull
         """
+
+    def rendered(self, conversation: Conversation, max_tokens: int) -> Rendered:
+        """A conversation behind the system prompt as tokens, as the fit loop reads it; `mask`: what is trained on."""
 
     def validation_loss(self, model: Any, examples: Sequence[Conversation] = (), limit: int = 60) -> float:
         """Mean nats a supervised token over the first `limit` conversations of the validation split; nan without any.
@@ -388,7 +393,9 @@ __all__ = [
     "PersonaLabError",
     "Probe",
     "Problem",
+    "Quantization",
     "ReadResult",
+    "Rendered",
     "Reporter",
     "Sampling",
     "Strategy",

@@ -17,6 +17,8 @@ Split = Literal["train", "validation", "test"]
 Kind = Literal["strategy", "evaluator", "reader", "exporter", "tab"]
 VariantKind = Literal["base", "prompt", "adapter", "weights"]
 RunKind = Literal["train", "evaluate", "export", "fetch"]
+Quantization = Literal["nf4", "nf4_single"]
+"""4-bit weights, with or without double quantisation of their scales."""
 RunStatus = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
 
 ID_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
@@ -283,7 +285,7 @@ class Artifact(Frozen):
     path: str
     """Absolute path of the folder; empty for `prompt`."""
     examples: tuple[Conversation, ...] = ()
-    quantization: Literal["nf4"] | None = None
+    quantization: Quantization | None = None
     """The base must be loaded so for this adapter."""
     trainable_parameters: int = 0
     total_parameters: int = 0
@@ -309,7 +311,7 @@ class Variant(Frozen):
     system: str = ""
     """The system prompt this variant was made with; empty: none."""
     examples: tuple[Conversation, ...] = ()
-    quantization: Literal["nf4"] | None = None
+    quantization: Quantization | None = None
     fingerprint: str = ""
     """sha256 (first 12 hex digits) of the adapter's or model's safetensors; of the base for base and prompt."""
     dataset: str = ""

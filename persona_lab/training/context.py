@@ -39,6 +39,7 @@ from persona_lab.types import (
     Machine,
     Message,
     Persona,
+    Quantization,
     Rendered,
     Sampling,
     Variant,
@@ -69,7 +70,7 @@ class Context:
     renderer: ChatRenderer
     max_tokens: int = 1024
     seconds: dict[str, float] = field(default_factory=lambda: {"load": 0.0, "train": 0.0, "save": 0.0})
-    quantization: str | None = None
+    quantization: Quantization | None = None
     _paths: WeakKeyDictionary[Any, LossPath] = field(default_factory=WeakKeyDictionary)
 
     # --- reporting -----------------------------------------------------------------------------------
@@ -90,7 +91,7 @@ class Context:
 
     # --- models --------------------------------------------------------------------------------------
 
-    def load_base(self, quantization: str | None = None, full_precision: bool = False) -> Any:
+    def load_base(self, quantization: Quantization | None = None, full_precision: bool = False) -> Any:
         self.phase("Loading the base model")
         started = time.perf_counter()
         with memory_errors("Use a smaller base model, or close other programs."):
@@ -202,6 +203,10 @@ class Context:
         )
         return messages_for(variant, messages)
 
+    def rendered(self, conversation: Conversation, max_tokens: int) -> Rendered:
+        """A conversation behind the system prompt as tokens, as the fit loop reads it."""
+        return self.renderer.render(self._messages(conversation.messages), max_tokens)
+
     def _rendered(
         self, conversations: Sequence[Conversation], max_tokens: int, examples: Sequence[Conversation] = ()
     ) -> list[Rendered]:
@@ -224,7 +229,7 @@ class Context:
         return Artifact(
             kind="adapter",
             path=str(self.run_dir / "artifact"),
-            quantization="nf4" if self.quantization == "nf4" else None,
+            quantization=self.quantization,
             trainable_parameters=trained,
             total_parameters=self.base.parameters + trained if self.base.parameters else total,
             fit=fit,
@@ -267,6 +272,6 @@ def _keep_differentiable(model: Any) -> None:
 
 
 def _counts(model: Any) -> tuple[int, int]:
-    """Trainable and all weights."""
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
+    """Trainable and all weights; `untrained` is the part of a trained tensor that is kept as it is."""
+    sizes = [(p.numel(), p.numel() - getattr(p, "untrained", 0), p.requires_grad) for p in model.parameters()]
+    return sum(moving for _, moving, trained in sizes if trained), sum(n for n, _, _ in sizes)
