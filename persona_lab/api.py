@@ -74,6 +74,7 @@ _TOOLKIT = {
     "layer_parameters": "persona_lab.training.sizes",
     "layer_count": "persona_lab.training.sizes",
     "write_atomic": "persona_lab.home",
+    "content_key": "persona_lab.datasets.splits",
     "best_examples": "persona_lab.datasets.examples",
     "cluster_bootstrap": "persona_lab.evaluation.statistics",
     "wilson": "persona_lab.evaluation.statistics",
@@ -149,6 +150,10 @@ class TrainContext(Reporter, Protocol):
     system: str
     """The persona's system prompt, used in training, validation and samples."""
     renderer: ChatRenderer
+    parent: Variant | None
+    """What a strategy that `goes_on` goes on from; else None."""
+    learned: tuple[Conversation, ...]
+    """What the parent was trained on, less what is held out by now; empty without a parent."""
 
     def load_base(self, quantization: Quantization | None = None, full_precision: bool = False) -> Any:
         """The base model on the device, frozen (no parameter requires a gradient).
@@ -161,8 +166,24 @@ class TrainContext(Reporter, Protocol):
             BadModel, OutOfMemory
         """
 
-    def fit(self, model: Any, settings: FitSettings, stage: str = "train") -> FitResult:
+    def load_parent(self) -> Any:
+        """The parent's model, trainable: its adapter on the frozen base, or all of its weights.
+
+        Raises:
+            BadInput: there is no parent with weights. BadModel, OutOfMemory
+        """
+
+    def fit(
+        self,
+        model: Any,
+        settings: FitSettings,
+        stage: str = "train",
+        conversations: Sequence[Conversation] | None = None,
+    ) -> FitResult:
         """Train whatever requires a gradient on the train split; leaves `model` at its best validation loss.
+
+        Args:
+            conversations: train on these rows instead; never on rows that are held out.
 
         Reports steps, validations and samples; writes checkpoints; resumes from the newest valid checkpoint of the
         same `stage` after an interruption.
@@ -223,6 +244,14 @@ class Strategy(ABC):
     summary: ClassVar[str]
     rank: ClassVar[int] = 100
     Config: ClassVar[type[Frozen]] = NoSettings
+    goes_on: ClassVar[bool] = False
+    """True: it goes on from the variant that its setting `variant` names, which is `ctx.parent`."""
+
+    def check_parent(
+        self, config: Any, parent: Variant, learned: Sequence[Conversation], dataset: Dataset
+    ) -> list[Problem]:
+        """For strategies that go on: what speaks against this parent. Cheap; no torch."""
+        return []
 
     def check(self, config: Any, persona: Persona, dataset: Dataset | None, machine: Machine) -> list[Problem]:
         """What will not, or may not, work. Cheap; no torch."""

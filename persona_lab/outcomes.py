@@ -26,6 +26,7 @@ def variant_of(run: RunView, artifact: Artifact, folder: Path) -> Variant:
         seed=run.seed,
         created=run.finished or now(),
         bytes=int(run.result.get("artifact_bytes", 0)),
+        parent=str(artifact.details.get("parent", "")),
     )
 
 

@@ -318,6 +318,8 @@ class Variant(Frozen):
     seed: int = 0
     created: str = ""
     bytes: int = 0
+    parent: str = ""
+    """The variant it went on from; empty: it began with the base."""
     control: bool = False
     """Trained for somebody else and scored here as a wrong character: it tests the measure, not the variant."""
 
@@ -500,6 +502,9 @@ class Job(Frozen):
     strategy: str = ""
     config: dict[str, Any] = Field(default_factory=dict)
     variants: tuple[Variant, ...] = ()
+    """What is evaluated or exported; of a training, the variant it goes on from."""
+    parent_datasets: tuple[str, ...] = ()
+    """Paths of the datasets that variant, and those it went on from, were trained on."""
     evaluators: tuple[str, ...] = ()
     evaluator_settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings by evaluator id; what is absent keeps its default."""

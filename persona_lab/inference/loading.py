@@ -33,7 +33,7 @@ def load_model(
     """The model of `info.path` on the machine's device: eval mode, no parameter requires a gradient.
 
     Args:
-        quantization: `nf4` for 4-bit weights through bitsandbytes with double quantisation, `nf4_single` without; on any
+        quantization: `nf4` for 4-bit weights through bitsandbytes (double quantisation; `nf4_single`: without), on any
             device.
         full_precision: fp32 weights; else bf16 where the machine is fast at it, else fp32.
 
@@ -51,7 +51,10 @@ def load_model(
     dtype = torch.float32 if full_precision or not machine.bf16 else torch.bfloat16
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
     if quantization is not None:
-        options |= {"quantization_config": _nf4(dtype, double=quantization == "nf4"), "device_map": {"": machine.device}}
+        options |= {
+            "quantization_config": _nf4(dtype, double=quantization == "nf4"),
+            "device_map": {"": machine.device},
+        }
     with loading_errors(info.name):
         model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **options)
         if quantization is None:

@@ -14,10 +14,10 @@ from weakref import WeakKeyDictionary
 
 from persona_lab.api import TrainJob
 from persona_lab.datasets.rendering import ChatRenderer
-from persona_lab.errors import BadSetting
+from persona_lab.errors import BadInput, BadSetting
 from persona_lab.events import Checkpoint, Event, Sample, Validation
 from persona_lab.inference.decoding import generate
-from persona_lab.inference.loading import load_model
+from persona_lab.inference.loading import load_model, load_variant
 from persona_lab.inference.prompting import messages_for
 from persona_lab.inference.scoring import loglikelihood
 from persona_lab.settings import validate_settings
@@ -25,7 +25,7 @@ from persona_lab.training import randomness, saving
 from persona_lab.training.attention import cpu_attention
 from persona_lab.training.batches import shared_prefix
 from persona_lab.training.fit import Fit, Material, validation_loss
-from persona_lab.training.lora import relative_update
+from persona_lab.training.lora import relative_update, resume_adapter
 from persona_lab.training.loss import LossPath, choose_path
 from persona_lab.training.memory import memory_errors
 from persona_lab.types import (
@@ -68,6 +68,8 @@ class Context:
     run_dir: Path
     system: str
     renderer: ChatRenderer
+    parent: Variant | None = None
+    learned: tuple[Conversation, ...] = ()
     max_tokens: int = 1024
     seconds: dict[str, float] = field(default_factory=lambda: {"load": 0.0, "train": 0.0, "save": 0.0})
     quantization: Quantization | None = None
@@ -101,9 +103,32 @@ class Context:
         self.seconds["load"] += time.perf_counter() - started
         return model
 
-    def fit(self, model: Any, settings: FitSettings, stage: str = "train") -> FitResult:
+    def load_parent(self) -> Any:
+        parent = self.parent
+        if parent is None or parent.kind not in ("adapter", "weights"):
+            raise BadInput("There is no trained variant to go on from.", "Choose one with an adapter or weights.")
+        self.phase(f"Loading {parent.name}")
         started = time.perf_counter()
-        material = self._material(settings, stage)
+        with memory_errors("Use a smaller base model, or close other programs."):
+            model = load_variant(parent, self.base, self.machine)
+        if parent.kind == "adapter":
+            resume_adapter(model)
+        else:
+            model.requires_grad_(True)
+        _keep_differentiable(model)
+        self.quantization = parent.quantization
+        self.seconds["load"] += time.perf_counter() - started
+        return model
+
+    def fit(
+        self,
+        model: Any,
+        settings: FitSettings,
+        stage: str = "train",
+        conversations: Sequence[Conversation] | None = None,
+    ) -> FitResult:
+        started = time.perf_counter()
+        material = self._material(settings, stage, self.dataset.of("train") if conversations is None else conversations)
         with memory_errors(LESS_MEMORY):
             fit = Fit(model, settings, stage, material)
             self.phase("Training" if stage == "train" else f"Training: {stage}", fit.total)
@@ -112,7 +137,7 @@ class Context:
         self.seconds["train"] += time.perf_counter() - started
         return result
 
-    def _material(self, settings: FitSettings, stage: str) -> Material:
+    def _material(self, settings: FitSettings, stage: str, conversations: Sequence[Conversation]) -> Material:
         def validated(step: int, loss: float, best: bool) -> None:
             self._emit(Validation(step=step, loss=loss, stage=stage, best=best))
 
@@ -123,7 +148,7 @@ class Context:
             self._write_samples(model, step, stage, settings.samples)
 
         return Material(
-            train=self._rendered(self.dataset.of("train"), settings.max_tokens),
+            train=self._rendered(conversations, settings.max_tokens),
             validation=self._rendered(self.dataset.of("validation")[:MOST_VALIDATION], settings.max_tokens),
             pad_id=self.renderer.pad_id,
             device=self.machine.device,

@@ -1,4 +1,4 @@
-"""Where LoRA's matrices start: from singular vectors (PiSSA), from Q and R (OLoRA), or from what the data excites (EVA).
+"""Where LoRA's matrices start: on singular vectors (PiSSA), on Q and R (OLoRA), or on what the data excites (EVA).
 
 PiSSA and OLoRA are usually done by taking the start out of the base weights, which then fits no other adapter, and
 rounds in bf16. Here the base stays as it is: the adapter holds the trained part and the start with its sign turned,
@@ -30,9 +30,9 @@ _SMALL = 256
 def start_from_weights(modules: Sequence[Any], rank: int, method: str) -> None:
     """Fill LoRA layers of twice `rank` with a spectral start; their second halves are kept from moving.
 
-    PiSSA (Meng et al. 2024, https://arxiv.org/abs/2404.02948): the `rank` largest singular vectors, in fp32; a
-    randomised SVD for all but small weights. OLoRA (Büyükakyüz 2024, https://arxiv.org/abs/2406.01775): the first `rank` columns of Q and
-    rows of R. Where a weight has fewer than `rank` of them, the rest is ordinary LoRA.
+    PiSSA (Meng et al. 2024, https://arxiv.org/abs/2404.02948): the `rank` largest singular vectors, in fp32; by a
+    randomised SVD for all but small weights. OLoRA (Büyükakyüz 2024, https://arxiv.org/abs/2406.01775): the first
+    `rank` columns of Q and rows of R. Where a weight has fewer than `rank` of them, the rest is ordinary LoRA.
     """
     from peft.utils.integrations import dequantize_module_weight
 

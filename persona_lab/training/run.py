@@ -11,6 +11,7 @@ from typing import Any
 from persona_lab.api import Problem, TrainJob
 from persona_lab.datasets.held_out import check_training, read_ledger
 from persona_lab.datasets.rendering import ChatRenderer, check_trainable
+from persona_lab.datasets.replay import learned_rows
 from persona_lab.datasets.store import load_dataset
 from persona_lab.errors import BadInput, BadSetting, DiskFull
 from persona_lab.home import Home
@@ -23,7 +24,7 @@ from persona_lab.training import randomness
 from persona_lab.training.context import LESS_MEMORY, Context
 from persona_lab.training.memory import memory_errors, peak_memory
 from persona_lab.training.saving import folder_bytes
-from persona_lab.types import Artifact, Dataset, Job, Persona
+from persona_lab.types import Artifact, Conversation, Dataset, Job, Persona
 
 NAMED_ROWS = 5
 NO_CHANGE = 0.01
@@ -54,6 +55,7 @@ def run(job: Job, reporter: Any, plugins: Any) -> dict[str, Any]:
     reporter.phase("Preparing")
     base = registry.ensure(job.base, home, reporter)
     fetched = time.perf_counter()
+    parent = job.variants[0] if job.variants else None
     context = Context(
         reporter=reporter,
         plugins=plugins,
@@ -65,6 +67,8 @@ def run(job: Job, reporter: Any, plugins: Any) -> dict[str, Any]:
         run_dir=home.run(job.id),
         system=system_prompt(persona),
         renderer=ChatRenderer(Path(base.path)),
+        parent=parent,
+        learned=_learned(job, dataset, home) if parent else (),
         max_tokens=getattr(settings, "max_tokens", 1024),
     )
     context.seconds["load"] += fetched - started
@@ -77,6 +81,11 @@ def run(job: Job, reporter: Any, plugins: Any) -> dict[str, Any]:
     result = _result(job, context, artifact, time.perf_counter() - started)
     shutil.rmtree(context.run_dir / "checkpoints", ignore_errors=True)  # of no more use, and large
     return result
+
+
+def _learned(job: Job, dataset: Dataset, home: Home) -> tuple[Conversation, ...]:
+    ledger = read_ledger(home.persona(_persona(job).id))
+    return learned_rows([load_dataset(Path(path)) for path in job.parent_datasets], ledger, dataset)
 
 
 def _persona(job: Job) -> Persona:
@@ -94,6 +103,9 @@ def _check(context: Context, strategy: Any, settings: Any) -> None:
     persona, dataset, machine = context.persona, context.dataset, context.machine
     guarded = context.plugins.guarded
     problems = list(guarded("strategy", strategy.id, strategy.check, settings, persona, dataset, machine))
+    if context.parent is not None:
+        asked = (settings, context.parent, context.learned, dataset)
+        problems += guarded("strategy", strategy.id, strategy.check_parent, *asked)
     rows = check_trainable(context.renderer, context.system, dataset.of("train"), context.max_tokens)
     for problem in [*problems, *rows]:
         if problem.severity == "warning":

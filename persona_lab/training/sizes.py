@@ -50,7 +50,7 @@ def lora_parameters(base: BaseModelInfo, rank: int, targets: str = "all", dora: 
 
 
 def _linear_layers(base: BaseModelInfo) -> list[tuple[str, int, int]]:
-    """(`attention` or `mlp`, inputs, outputs) of one decoder layer's linear layers; empty where the config is unknown."""
+    """(`attention` or `mlp`, inputs, outputs) of a decoder layer's linear layers; empty where the config is unknown."""
     hidden, inner = _value(base, "hidden_size", "n_embd"), _value(base, "intermediate_size", "n_inner")
     heads = _value(base, "num_attention_heads", "n_head")
     if not (hidden and heads):

@@ -9,14 +9,24 @@ from persona_lab.api import DatasetReader, Evaluator, Exporter, Strategy, hookim
 
 @hookimpl
 def persona_lab_strategies() -> Iterable[type[Strategy]]:
-    """prompt, lora, qlora, full, hybrid."""
+    """prompt, lora, freeze, hybrid, full, qlora, continue."""
+    from persona_lab_builtin.strategies.freeze import FreezeStrategy
     from persona_lab_builtin.strategies.full import FullStrategy
+    from persona_lab_builtin.strategies.go_on import ContinueStrategy
     from persona_lab_builtin.strategies.hybrid import HybridStrategy
     from persona_lab_builtin.strategies.lora import LoRAStrategy
     from persona_lab_builtin.strategies.prompt import PromptStrategy
     from persona_lab_builtin.strategies.qlora import QLoRAStrategy
 
-    return [PromptStrategy, LoRAStrategy, QLoRAStrategy, FullStrategy, HybridStrategy]
+    return [
+        PromptStrategy,
+        LoRAStrategy,
+        QLoRAStrategy,
+        FreezeStrategy,
+        FullStrategy,
+        HybridStrategy,
+        ContinueStrategy,
+    ]
 
 
 @hookimpl

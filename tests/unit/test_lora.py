@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from persona_lab_builtin.strategies.lora import LoRAConfig, LoRAStrategy
 from persona_lab_builtin.strategies.qlora import QLoRAConfig, QLoRAStrategy
-from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from persona_lab.datasets.rendering import ChatRenderer

@@ -46,7 +46,8 @@ class LoRAConfig(FitSettings):
         description="Where matrices are added: all layers learn best; attention or mlp alone makes a smaller file.",
     )
     rslora: bool = Field(
-        False, description="Divide alpha by the root of the rank: choose it for ranks of 64 and more, with alpha near 16."
+        False,
+        description="Divide alpha by the root of the rank: choose it for ranks of 64 and more, with alpha near 16.",
     )
     dora: bool = Field(
         False,
@@ -142,7 +143,9 @@ def lora_problems(config: LoRAConfig) -> list[Problem]:
         found.append(Problem(message=message, fix=f"Use rank={config.rank + 1}.", field="rank"))
     scaling = config.alpha / (config.rank**0.5 if config.rslora else config.rank)
     if scaling > STRONG:
-        message = f"With these settings the matrices count {scaling:.3g} times; 2 is usual, and more can overfit at once."
+        message = (
+            f"With these settings the matrices count {scaling:.3g} times; 2 is usual, and more can overfit at once."
+        )
         fitting = 2 * (config.rank**0.5 if config.rslora else config.rank)
         fix = f"Use alpha={fitting:.0f}, or a lower learning rate."
         found.append(Problem(message=message, fix=fix, field="alpha", severity="warning"))
