@@ -76,6 +76,7 @@ _TOOLKIT = {
     "write_atomic": "persona_lab.home",
     "content_key": "persona_lab.datasets.splits",
     "best_examples": "persona_lab.datasets.examples",
+    "example_candidates": "persona_lab.datasets.examples",
     "cluster_bootstrap": "persona_lab.evaluation.statistics",
     "wilson": "persona_lab.evaluation.statistics",
     "paired_permutation": "persona_lab.evaluation.statistics",
@@ -195,11 +196,12 @@ class TrainContext(Reporter, Protocol):
     def rendered(self, conversation: Conversation, max_tokens: int) -> Rendered:
         """A conversation behind the system prompt as tokens, as the fit loop reads it; `mask`: what is trained on."""
 
-    def validation_loss(self, model: Any, examples: Sequence[Conversation] = (), limit: int = 60) -> float:
+    def validation_loss(self, model: Any, examples: Any = (), limit: int = 60) -> float:
         """Mean nats a supervised token over the first `limit` conversations of the validation split; nan without any.
 
         Args:
-            examples: in-context examples put before each conversation; they are not counted.
+            examples: in-context examples put before each conversation, or what gives them for its messages (a pool);
+                they are not counted.
         """
 
     def loglikelihood(self, model: Any, items: Sequence[tuple[Sequence[Message], str]]) -> list[LogLikelihood]:
@@ -216,6 +218,16 @@ class TrainContext(Reporter, Protocol):
 
     def save_prompt(self, examples: Sequence[Conversation], **details: Any) -> Artifact:
         """No weights: in-context examples only."""
+
+    def make_pool(self, candidates: Sequence[Conversation], count: int, token_budget: int) -> Any:
+        """A pool of single exchanges from which at most `count`, in `token_budget` tokens, are shown for each question.
+
+        By the embedding model where it can be had, else by TF-IDF, with the reason logged. Called with messages, it
+        gives the examples for them: it can be passed to `validation_loss` as `examples`.
+        """
+
+    def save_pool(self, pool: Any, **details: Any) -> Artifact:
+        """No weights: examples are chosen for each question from this pool."""
 
     def run_strategy(self, strategy: str, config: Mapping[str, Any], stage: str) -> tuple[Any, FitResult]:
         """Run another strategy's training inside this one; gives its trained model (a peft model for `lora`).

@@ -283,7 +283,7 @@ class Artifact(Frozen):
 
     kind: Literal["prompt", "adapter", "weights"]
     path: str
-    """Absolute path of the folder; empty for `prompt`."""
+    """Absolute path of the folder; empty for a `prompt` whose examples are fixed."""
     examples: tuple[Conversation, ...] = ()
     quantization: Quantization | None = None
     """The base must be loaded so for this adapter."""
@@ -306,7 +306,7 @@ class Variant(Frozen):
     run: str = ""
     kind: VariantKind
     path: str = ""
-    """Absolute path of the adapter or weights; empty for base and prompt."""
+    """Absolute path of the adapter or weights, or of a prompt's pool of examples; empty for the base."""
     prompt_mode: Literal["card", "none"] = "card"
     system: str = ""
     """The system prompt this variant was made with; empty: none."""
@@ -318,6 +318,8 @@ class Variant(Frozen):
     seed: int = 0
     created: str = ""
     bytes: int = 0
+    example_tokens: int = 0
+    """Room for the examples that a prompt chooses for each question; 0 where they are fixed."""
     parent: str = ""
     """The variant it went on from; empty: it began with the base."""
     control: bool = False

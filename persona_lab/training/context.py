@@ -6,20 +6,24 @@ It reports through the run's reporter and keeps count of seconds for the result;
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from persona_lab.api import TrainJob
+from persona_lab.datasets.examples import exchange_sizes
 from persona_lab.datasets.rendering import ChatRenderer
-from persona_lab.errors import BadInput, BadSetting
+from persona_lab.errors import BadInput, BadModel, BadSetting, ModelUnavailable
 from persona_lab.events import Checkpoint, Event, Sample, Validation
+from persona_lab.home import Home
 from persona_lab.inference.decoding import generate
+from persona_lab.inference.example_choice import ExamplePool, write_pool
 from persona_lab.inference.loading import load_model, load_variant
 from persona_lab.inference.prompting import messages_for
 from persona_lab.inference.scoring import loglikelihood
+from persona_lab.models import embedding
 from persona_lab.settings import validate_settings
 from persona_lab.training import randomness, saving
 from persona_lab.training.attention import cpu_attention
@@ -48,6 +52,8 @@ from persona_lab.types import (
 MOST_VALIDATION = 60
 """Conversations the validation loss is measured on at most: the first of the split."""
 SAMPLE_TOKENS = 24
+Examples = Sequence[Conversation] | Callable[[Sequence[Message]], Sequence[Conversation]]
+"""In-context examples, or what gives them for the messages they stand before."""
 LESS_MEMORY = "Try a smaller batch_size, then a smaller max_tokens, then the strategy `lora`, which needs the least."
 
 
@@ -174,11 +180,12 @@ class Context:
 
     # --- asking a model ------------------------------------------------------------------------------
 
-    def validation_loss(self, model: Any, examples: Sequence[Conversation] = (), limit: int = MOST_VALIDATION) -> float:
+    def validation_loss(self, model: Any, examples: Examples = (), limit: int = MOST_VALIDATION) -> float:
         """Mean nats a supervised token over at most `limit` conversations of the validation split.
 
         Args:
-            examples: in-context examples put before each conversation; they are not counted.
+            examples: in-context examples put before each conversation, or what gives them for its messages; they
+                are not counted.
 
         Returns:
             nan where the split is empty.
@@ -233,13 +240,14 @@ class Context:
         return self.renderer.render(self._messages(conversation.messages), max_tokens)
 
     def _rendered(
-        self, conversations: Sequence[Conversation], max_tokens: int, examples: Sequence[Conversation] = ()
+        self, conversations: Sequence[Conversation], max_tokens: int, examples: Examples = ()
     ) -> list[Rendered]:
         """The conversations as tokens; those in which nothing is left to predict are dropped."""
-        before = len(self.renderer.render(self._messages([], examples)).ids) if examples else 0
         found = []
         for conversation in conversations:
-            rendered = self.renderer.render(self._messages(conversation.messages, examples), max_tokens + before)
+            shown = examples(conversation.messages) if callable(examples) else examples
+            before = len(self.renderer.render(self._messages([], shown)).ids) if shown else 0
+            rendered = self.renderer.render(self._messages(conversation.messages, shown), max_tokens + before)
             mask = (False,) * before + rendered.mask[before:]
             if any(mask[1:]):
                 found.append(rendered.model_copy(update={"mask": mask}))
@@ -277,6 +285,23 @@ class Context:
     def save_prompt(self, examples: Sequence[Conversation], **details: Any) -> Artifact:
         total = self.base.parameters
         return Artifact(kind="prompt", path="", examples=tuple(examples), total_parameters=total, details=details)
+
+    def make_pool(self, candidates: Sequence[Conversation], count: int, token_budget: int) -> ExamplePool:
+        self.phase("Reading the examples")
+        sizes = exchange_sizes(candidates, self.renderer)
+        home = Home(self.run_dir.parents[1])
+        model: Path | None = None
+        try:
+            model = embedding.ensure(home, self.reporter)
+        except (ModelUnavailable, BadModel) as error:
+            self.log(f"Examples are chosen by the words they share with the question: {error} {error.fix}", "warning")
+        with saving.new_folder(self.run_dir / "artifact") as folder:
+            write_pool(folder, candidates, sizes, count, token_budget, model)
+        return ExamplePool(self.run_dir / "artifact")
+
+    def save_pool(self, pool: ExamplePool, **details: Any) -> Artifact:
+        own = {"pool": len(pool.conversations), "example_tokens": pool.token_budget, "chosen_by": pool.method}
+        return self.save_prompt((), **own, **details).model_copy(update={"path": str(pool.folder)})
 
     def _save(self, write: Any, model: Any) -> None:
         self.phase("Saving")

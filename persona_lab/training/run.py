@@ -136,7 +136,7 @@ def _result(job: Job, context: Context, artifact: Artifact, total_seconds: float
     return {
         "artifact": artifact.model_dump(mode="json"),
         "seconds": {"total": round(total_seconds, 2)} | {k: round(v, 2) for k, v in context.seconds.items()},
-        "examples": artifact.fit.examples if artifact.fit else len(artifact.examples),
+        "examples": artifact.fit.examples if artifact.fit else artifact.details.get("pool", len(artifact.examples)),
         "supervised_tokens": artifact.fit.supervised_tokens if artifact.fit else 0,
         "trainable_parameters": artifact.trainable_parameters,
         "total_parameters": artifact.total_parameters,
@@ -146,7 +146,7 @@ def _result(job: Job, context: Context, artifact: Artifact, total_seconds: float
         "base": job.base,
         "strategy": job.strategy,
         "seed": job.seed,
-        "fingerprint": fingerprint(folder or Path(context.base.path)),
+        "fingerprint": fingerprint(folder if folder and artifact.kind != "prompt" else Path(context.base.path)),
         "system": context.system,
         "changed": changed(before, after, artifact),
     }
