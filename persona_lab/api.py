@@ -44,6 +44,8 @@ from persona_lab.types import (
     Persona,
     Probe,
     Problem,
+    Quantization,
+    Rendered,
     Sampling,
     Variant,
 )
@@ -73,7 +75,9 @@ _TOOLKIT = {
     "layer_parameters": "persona_lab.training.sizes",
     "layer_count": "persona_lab.training.sizes",
     "write_atomic": "persona_lab.home",
+    "content_key": "persona_lab.datasets.splits",
     "best_examples": "persona_lab.datasets.examples",
+    "example_candidates": "persona_lab.datasets.examples",
     "cluster_bootstrap": "persona_lab.evaluation.statistics",
     "wilson": "persona_lab.evaluation.statistics",
     "paired_permutation": "persona_lab.evaluation.statistics",
@@ -158,12 +162,16 @@ class TrainContext(Reporter, Protocol):
     system: str
     """The persona's system prompt, used in training, validation and samples."""
     renderer: ChatRenderer
+    parent: Variant | None
+    """What a strategy that `goes_on` goes on from; else None."""
+    learned: tuple[Conversation, ...]
+    """What the parent was trained on, less what is held out by now; empty without a parent."""
 
-    def load_base(self, quantization: str | None = None, full_precision: bool = False) -> Any:
+    def load_base(self, quantization: Quantization | None = None, full_precision: bool = False) -> Any:
         """The base model on the device, frozen (no parameter requires a gradient).
 
         Args:
-            quantization: `nf4` for 4-bit through bitsandbytes.
+            quantization: `nf4` for 4-bit through bitsandbytes, `nf4_single` without double quantisation.
             full_precision: fp32 weights (master weights of full fine-tuning) instead of the device's fast type.
 
         Raises:
@@ -173,17 +181,26 @@ class TrainContext(Reporter, Protocol):
     def using(self, base: BaseModelInfo | None = None, dataset: Dataset | None = None) -> TrainContext:
         """The same context for a stage on another base (a foundation) or on a part of the rows."""
 
+    def load_parent(self) -> Any:
+        """The parent's model, trainable: its adapter on the frozen base, or all of its weights.
+
+        Raises:
+            BadInput: there is no parent with weights. BadModel, OutOfMemory
+        """
+
     def fit(
         self,
         model: Any,
         settings: FitSettings,
         stage: str = "train",
         rendered: tuple[Sequence[Rendered], Sequence[Rendered]] | None = None,
+        conversations: Sequence[Conversation] | None = None,
     ) -> FitResult:
         """Train whatever requires a gradient on the train split; leaves `model` at its best validation loss.
 
         Args:
             rendered: (training, validation) to use instead of the dataset's splits, as tokens.
+            conversations: train on these rows instead; never on rows that are held out.
 
         Reports steps, validations and samples; writes checkpoints; resumes from the newest valid checkpoint of the
         same `stage` after an interruption.
@@ -192,11 +209,15 @@ class TrainContext(Reporter, Protocol):
             BadInput: nothing to train on. Cancelled, OutOfMemory, DiskFull
         """
 
-    def validation_loss(self, model: Any, examples: Sequence[Conversation] = (), limit: int = 60) -> float:
+    def rendered(self, conversation: Conversation, max_tokens: int) -> Rendered:
+        """A conversation behind the system prompt as tokens, as the fit loop reads it; `mask`: what is trained on."""
+
+    def validation_loss(self, model: Any, examples: Any = (), limit: int = 60) -> float:
         """Mean nats a supervised token over the first `limit` conversations of the validation split; nan without any.
 
         Args:
-            examples: in-context examples put before each conversation; they are not counted.
+            examples: in-context examples put before each conversation, or what gives them for its messages (a pool);
+                they are not counted.
         """
 
     def loglikelihood(self, model: Any, items: Sequence[tuple[Sequence[Message], str]]) -> list[LogLikelihood]:
@@ -213,6 +234,16 @@ class TrainContext(Reporter, Protocol):
 
     def save_prompt(self, examples: Sequence[Conversation], **details: Any) -> Artifact:
         """No weights: in-context examples only."""
+
+    def make_pool(self, candidates: Sequence[Conversation], count: int, token_budget: int) -> Any:
+        """A pool of single exchanges from which at most `count`, in `token_budget` tokens, are shown for each question.
+
+        By the embedding model where it can be had, else by TF-IDF, with the reason logged. Called with messages, it
+        gives the examples for them: it can be passed to `validation_loss` as `examples`.
+        """
+
+    def save_pool(self, pool: Any, **details: Any) -> Artifact:
+        """No weights: examples are chosen for each question from this pool."""
 
     def run_strategy(self, strategy: str, config: Mapping[str, Any], stage: str) -> tuple[Any, FitResult]:
         """Run another strategy's training inside this one; gives its trained model (a peft model for `lora`).
@@ -241,6 +272,14 @@ class Strategy(ABC):
     summary: ClassVar[str]
     rank: ClassVar[int] = 100
     Config: ClassVar[type[Frozen]] = NoSettings
+    goes_on: ClassVar[bool] = False
+    """True: it goes on from the variant that its setting `variant` names, which is `ctx.parent`."""
+
+    def check_parent(
+        self, config: Any, parent: Variant, learned: Sequence[Conversation], dataset: Dataset
+    ) -> list[Problem]:
+        """For strategies that go on: what speaks against this parent. Cheap; no torch."""
+        return []
 
     def check(self, config: Any, persona: Persona, dataset: Dataset | None, machine: Machine) -> list[Problem]:
         """What will not, or may not, work. Cheap; no torch."""
@@ -411,7 +450,9 @@ __all__ = [
     "PersonaLabError",
     "Probe",
     "Problem",
+    "Quantization",
     "ReadResult",
+    "Rendered",
     "Reporter",
     "Sampling",
     "Strategy",

@@ -22,6 +22,7 @@ from persona_lab.trash import Trash
 from persona_lab.types import (
     Artifact,
     BaseModelInfo,
+    Conversation,
     Dataset,
     DatasetSummary,
     Persona,
@@ -336,6 +337,33 @@ class Catalog:
         from persona_lab.datasets.held_out import check_training
 
         check_training(dataset, self.held_out(persona_id), self.dataset_path(dataset.id))
+
+    def learned_by(self, variant: Variant, dataset: Dataset) -> tuple[Conversation, ...]:
+        """The rows a variant and its forebears were trained on that may still be trained on beside `dataset`.
+
+        Raises:
+            UnknownName: a dataset is gone.
+        """
+        from persona_lab.datasets.replay import learned_rows
+        from persona_lab.datasets.store import load_dataset
+
+        earlier = [load_dataset(path) for path in self.datasets_behind(variant)]
+        return learned_rows(earlier, self.held_out(variant.persona), dataset)
+
+    def datasets_behind(self, variant: Variant) -> list[Path]:
+        """The files of the datasets that a variant and those it went on from were trained on, its own first.
+
+        Raises:
+            UnknownName: a dataset is gone.
+        """
+        found: dict[Path, None] = {}
+        generation: Variant | None = variant
+        seen: set[str] = set()
+        while generation is not None and generation.id not in seen:
+            seen.add(generation.id)
+            found[self.dataset_path(generation.dataset)] = None
+            generation = self.find_variant(generation.parent) if generation.parent else None
+        return list(found)
 
     def _newest(self, persona_id: str) -> Dataset | None:
         """The newest version, or None: there is none, or its file cannot be read (another import mends that)."""

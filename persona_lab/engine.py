@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lab import catalog, evaluating
+from persona_lab.continuing import parent_of
 from persona_lab.errors import BadInput, PersonaLabError, UnknownName, WorkFailed
 from persona_lab.events import AnyEvent, read_events
 from persona_lab.home import Home
@@ -371,6 +372,8 @@ class Engine:
         part = self.plugins.get("strategy", strategy)
         config = validate_settings(part.Config, settings or {}, f"strategy {strategy!r}")
         persona = self.persona(persona_id)
+        parent = parent_of(part, config, persona, base, self.variants())
+        base = parent.base if parent else base
         self.base_model(base)
         dataset = self.dataset(dataset_id) if dataset_id else self._newest_dataset(persona_id)
         if dataset is None:
@@ -378,6 +381,9 @@ class Engine:
             raise BadInput(f"Persona {persona_id!r} has no dataset to learn from.", fix)
         self.catalog.check_held_out(dataset, persona_id)
         problems = self.plugins.guarded("strategy", strategy, part.check, config, persona, dataset, self.machine())
+        if parent is not None:
+            learned = self.catalog.learned_by(parent, dataset)
+            problems += self.plugins.guarded("strategy", strategy, part.check_parent, config, parent, learned, dataset)
         for problem in problems:
             if problem.severity == "error":
                 raise BadInput(problem.message, problem.fix)
@@ -391,6 +397,8 @@ class Engine:
             base=base,
             strategy=strategy,
             config=config.model_dump(mode="json"),
+            variants=(parent,) if parent else (),
+            parent_datasets=tuple(map(str, self.catalog.datasets_behind(parent))) if parent else (),
             seed=seed,
         )
 

@@ -8,7 +8,7 @@ from persona_lab.types import Artifact, ReportView, RunView, Variant, now
 
 
 def variant_of(run: RunView, artifact: Artifact, folder: Path) -> Variant:
-    """The variant a finished training run made; its weights lie in `folder`."""
+    """The variant a finished training run made; its weights, or its pool of examples, lie in `folder`."""
     return Variant(
         id=run.id,
         name=run.name,
@@ -27,6 +27,8 @@ def variant_of(run: RunView, artifact: Artifact, folder: Path) -> Variant:
         seed=run.seed,
         created=run.finished or now(),
         bytes=int(run.result.get("artifact_bytes", 0)),
+        example_tokens=int(artifact.details.get("example_tokens", 0)),
+        parent=str(artifact.details.get("parent", "")),
     )
 
 

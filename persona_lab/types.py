@@ -17,6 +17,8 @@ Split = Literal["train", "validation", "test"]
 Kind = Literal["strategy", "evaluator", "reader", "exporter", "tab"]
 VariantKind = Literal["base", "prompt", "adapter", "weights"]
 RunKind = Literal["train", "evaluate", "export", "fetch"]
+Quantization = Literal["nf4", "nf4_single"]
+"""4-bit weights, with or without double quantisation of their scales."""
 RunStatus = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
 
 ID_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
@@ -308,9 +310,9 @@ class Artifact(Frozen):
 
     kind: Literal["prompt", "adapter", "weights"]
     path: str
-    """Absolute path of the folder; empty for `prompt`."""
+    """Absolute path of the folder; empty for a `prompt` whose examples are fixed."""
     examples: tuple[Conversation, ...] = ()
-    quantization: Literal["nf4"] | None = None
+    quantization: Quantization | None = None
     """The base must be loaded so for this adapter."""
     base: str = ""
     """Id of the base this belongs to, where it is another than the run's (a foundation that the run trained)."""
@@ -333,18 +335,22 @@ class Variant(Frozen):
     run: str = ""
     kind: VariantKind
     path: str = ""
-    """Absolute path of the adapter or weights; empty for base and prompt."""
+    """Absolute path of the adapter or weights, or of a prompt's pool of examples; empty for the base."""
     prompt_mode: Literal["card", "none"] = "card"
     system: str = ""
     """The system prompt this variant was made with; empty: none."""
     examples: tuple[Conversation, ...] = ()
-    quantization: Literal["nf4"] | None = None
+    quantization: Quantization | None = None
     fingerprint: str = ""
     """sha256 (first 12 hex digits) of the adapter's or model's safetensors; of the base for base and prompt."""
     dataset: str = ""
     seed: int = 0
     created: str = ""
     bytes: int = 0
+    example_tokens: int = 0
+    """Room for the examples that a prompt chooses for each question; 0 where they are fixed."""
+    parent: str = ""
+    """The variant it went on from; empty: it began with the base."""
     control: bool = False
     """Trained for somebody else and scored here as a wrong character: it tests the measure, not the variant."""
     anchor: str = ""
@@ -542,6 +548,9 @@ class Job(Frozen):
     strategy: str = ""
     config: dict[str, Any] = Field(default_factory=dict)
     variants: tuple[Variant, ...] = ()
+    """What is evaluated or exported; of a training, the variant it goes on from."""
+    parent_datasets: tuple[str, ...] = ()
+    """Paths of the datasets that variant, and those it went on from, were trained on."""
     evaluators: tuple[str, ...] = ()
     evaluator_settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings by evaluator id; what is absent keeps its default."""

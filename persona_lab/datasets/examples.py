@@ -26,10 +26,10 @@ def best_examples(dataset: Dataset, count: int, renderer: ChatRenderer, token_bu
     Args:
         token_budget: tokens for all examples together, in the chat template.
     """
-    candidates = sorted(_candidates(dataset), key=lambda c: c.id)[:_MOST_CANDIDATES]
+    candidates = example_candidates(dataset)
     if count <= 0 or not candidates:
         return ()
-    sizes = _sizes(candidates, renderer)
+    sizes = exchange_sizes(candidates, renderer)
     fair = token_budget / count * 1.5  # one long example must not take the place of all others
     keep = [i for i in range(len(candidates)) if sizes[i] <= fair] or [
         min(range(len(candidates)), key=sizes.__getitem__)
@@ -48,7 +48,7 @@ def best_examples(dataset: Dataset, count: int, renderer: ChatRenderer, token_bu
     return tuple(candidates[i] for i in reversed(chosen))
 
 
-def _candidates(dataset: Dataset) -> list[Conversation]:
+def example_candidates(dataset: Dataset) -> list[Conversation]:
     """The first exchange of each training conversation, without system message: those that say something, if any do."""
     found: list[Conversation] = []
     for conversation in dataset.of("train"):
@@ -57,10 +57,11 @@ def _candidates(dataset: Dataset) -> list[Conversation]:
         if [message.role for message in pair] == ["user", "assistant"]:
             found.append(conversation.model_copy(update={"messages": pair}))
     telling = [c for c in found if len(c.messages[0].content) >= _SHORTEST_QUESTION]
-    return [c for c in telling if len(c.messages[1].content) >= _SHORTEST_REPLY] or found
+    kept = [c for c in telling if len(c.messages[1].content) >= _SHORTEST_REPLY] or found
+    return sorted(kept, key=lambda c: c.id)[:_MOST_CANDIDATES]
 
 
-def _sizes(candidates: Sequence[Conversation], renderer: ChatRenderer) -> list[int]:
+def exchange_sizes(candidates: Sequence[Conversation], renderer: ChatRenderer) -> list[int]:
     """Tokens of each exchange after a system message, as it stands in a prompt."""
     system = Message(role="system", content="-")
     return [

@@ -34,7 +34,8 @@ def load_model(
     """The model of `info.path` on the machine's device: eval mode, no parameter requires a gradient.
 
     Args:
-        quantization: `nf4` for 4-bit weights through bitsandbytes (double quantisation), on any device.
+        quantization: `nf4` for 4-bit weights through bitsandbytes (double quantisation; `nf4_single`: without), on any
+            device.
         full_precision: fp32 weights; else bf16 where the machine is fast at it, else fp32.
 
     Raises:
@@ -50,8 +51,11 @@ def load_model(
     logging.disable_progress_bar()
     dtype = torch.float32 if full_precision or not machine.bf16 else torch.bfloat16
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
-    if quantization == "nf4":
-        options |= {"quantization_config": _nf4(dtype), "device_map": {"": machine.device}}
+    if quantization is not None:
+        options |= {
+            "quantization_config": _nf4(dtype, double=quantization == "nf4"),
+            "device_map": {"": machine.device},
+        }
     with loading_errors(info.name):
         model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **options)
         if quantization is None:
@@ -59,13 +63,13 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
-def _nf4(dtype: torch.dtype) -> Any:
+def _nf4(dtype: torch.dtype, double: bool) -> Any:
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
+        bnb_4bit_use_double_quant=double,
         bnb_4bit_compute_dtype=dtype,
     )
 

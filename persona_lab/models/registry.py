@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from persona_lab.errors import BadInput, BadModel, UnknownName
 from persona_lab.home import Home
-from persona_lab.models import cache, hub, kept, starter
+from persona_lab.models import cache, embedding, hub, kept, starter
 from persona_lab.models.gguf import convert_gguf, read_gguf
 from persona_lab.models.weights import check_folder, count_parameters
 from persona_lab.types import BaseModelInfo, slug
@@ -65,7 +65,7 @@ def list_models(home: Home) -> list[BaseModelInfo]:
     found = [starter.describe(home)]
     for marker in sorted((home.root / "models").glob(f"*/{cache.MARKER}")):
         key = marker.parent.name
-        if key == starter.ID or key.startswith("."):
+        if key in (starter.ID, embedding.KEY) or key.startswith("."):  # no base model, the latter
             continue
         try:
             info = cache.cached(home, key)

@@ -6,27 +6,30 @@ It reports through the run's reporter and keeps count of seconds for the result;
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from persona_lab.api import TrainJob
+from persona_lab.datasets.examples import exchange_sizes
 from persona_lab.datasets.rendering import ChatRenderer
-from persona_lab.errors import BadSetting
+from persona_lab.errors import BadInput, BadModel, BadSetting, ModelUnavailable
 from persona_lab.events import Checkpoint, Event, Sample, Validation
 from persona_lab.home import Home
 from persona_lab.inference.decoding import generate
-from persona_lab.inference.loading import load_model
+from persona_lab.inference.example_choice import ExamplePool, write_pool
+from persona_lab.inference.loading import load_model, load_variant
 from persona_lab.inference.prompting import messages_for
 from persona_lab.inference.scoring import loglikelihood
+from persona_lab.models import embedding
 from persona_lab.settings import validate_settings
 from persona_lab.training import randomness, saving
 from persona_lab.training.batches import shared_prefix
 from persona_lab.training.fit import Fit, Material
 from persona_lab.training.foils import foil_pairs
-from persona_lab.training.lora import relative_update
+from persona_lab.training.lora import relative_update, resume_adapter
 from persona_lab.training.memory import free_memory, memory_errors
 from persona_lab.training.paths import LossPath, choose_path, prepared
 from persona_lab.training.validation import Foils, validation_loss
@@ -41,6 +44,7 @@ from persona_lab.types import (
     Machine,
     Message,
     Persona,
+    Quantization,
     Rendered,
     Sampling,
     Variant,
@@ -49,6 +53,8 @@ from persona_lab.types import (
 MOST_VALIDATION = 60
 """Conversations the validation loss is measured on at most: the first of the split."""
 SAMPLE_TOKENS = 24
+Examples = Sequence[Conversation] | Callable[[Sequence[Message]], Sequence[Conversation]]
+"""In-context examples, or what gives them for the messages they stand before."""
 LESS_MEMORY = "Try a smaller batch_size, then a smaller max_tokens, then the strategy `lora`, which needs the least."
 
 
@@ -69,11 +75,13 @@ class Context:
     run_dir: Path
     system: str
     renderer: ChatRenderer
+    parent: Variant | None = None
+    learned: tuple[Conversation, ...] = ()
     max_tokens: int = 1024
     home: Home | None = None
     """Where kept bases and other personas' held-out lines are."""
     seconds: dict[str, float] = field(default_factory=lambda: {"load": 0.0, "train": 0.0, "save": 0.0})
-    quantization: str | None = None
+    quantization: Quantization | None = None
     _paths: WeakKeyDictionary[Any, LossPath] = field(default_factory=WeakKeyDictionary)
 
     # --- reporting -----------------------------------------------------------------------------------
@@ -94,7 +102,7 @@ class Context:
 
     # --- models --------------------------------------------------------------------------------------
 
-    def load_base(self, quantization: str | None = None, full_precision: bool = False) -> Any:
+    def load_base(self, quantization: Quantization | None = None, full_precision: bool = False) -> Any:
         self.phase("Loading the base model")
         started = time.perf_counter()
         with memory_errors("Use a smaller base model, or close other programs."):
@@ -108,15 +116,34 @@ class Context:
         renderer = self.renderer if base is None else ChatRenderer(Path(base.path))
         return replace(self, base=base or self.base, renderer=renderer, dataset=dataset or self.dataset)
 
+    def load_parent(self) -> Any:
+        parent = self.parent
+        if parent is None or parent.kind not in ("adapter", "weights"):
+            raise BadInput("There is no trained variant to go on from.", "Choose one with an adapter or weights.")
+        self.phase(f"Loading {parent.name}")
+        started = time.perf_counter()
+        with memory_errors("Use a smaller base model, or close other programs."):
+            model = load_variant(parent, self.base, self.machine)
+        if parent.kind == "adapter":
+            resume_adapter(model)
+        else:
+            model.requires_grad_(True)
+        _keep_differentiable(model)
+        self.quantization = parent.quantization
+        self.seconds["load"] += time.perf_counter() - started
+        return model
+
     def fit(
         self,
         model: Any,
         settings: FitSettings,
         stage: str = "train",
         rendered: tuple[Sequence[Rendered], Sequence[Rendered]] | None = None,
+        conversations: Sequence[Conversation] | None = None,
     ) -> FitResult:
         started = time.perf_counter()
-        material = self._material(settings, stage, rendered)
+        rows = self.dataset.of("train") if conversations is None else conversations
+        material = self._material(settings, stage, rendered or self._both(rows, settings))
         with memory_errors(LESS_MEMORY):
             fit = Fit(model, settings, stage, material)
             self.phase("Training" if stage == "train" else f"Training: {stage}", fit.total)
@@ -125,7 +152,14 @@ class Context:
         self.seconds["train"] += time.perf_counter() - started
         return result
 
-    def _material(self, settings: FitSettings, stage: str, rendered: Any = None) -> Material:
+    def _both(self, rows: Sequence[Conversation], settings: FitSettings) -> tuple[list[Rendered], list[Rendered]]:
+        """Training rows and the validation split, as tokens."""
+        validation = self.dataset.of("validation")[:MOST_VALIDATION]
+        return self._rendered(rows, settings.max_tokens), self._rendered(validation, settings.max_tokens)
+
+    def _material(
+        self, settings: FitSettings, stage: str, rendered: tuple[Sequence[Rendered], Sequence[Rendered]]
+    ) -> Material:
         def validated(step: int, loss: float, best: bool) -> None:
             self._emit(Validation(step=step, loss=loss, stage=stage, best=best))
 
@@ -135,13 +169,9 @@ class Context:
         def sampled(step: int, model: Any) -> None:
             self._write_samples(model, step, stage, settings.samples)
 
-        train, validation = rendered or (
-            self._rendered(self.dataset.of("train"), settings.max_tokens),
-            self._rendered(self.dataset.of("validation")[:MOST_VALIDATION], settings.max_tokens),
-        )
         return Material(
-            train=train,
-            validation=validation,
+            train=rendered[0],
+            validation=rendered[1],
             pad_id=self.renderer.pad_id,
             device=self.machine.device,
             bf16=self.machine.bf16,
@@ -160,9 +190,7 @@ class Context:
         """Each validation conversation with its last reply, and with a line of another speaker of that length."""
         pairs = foil_pairs(self.dataset, self.dataset.of("validation")[:MOST_VALIDATION])
         if not pairs:
-            self.log(
-                "There are no lines of other speakers to be unlike: weights are kept by validation loss.", "warning"
-            )
+            self.log("No lines of other speakers to be unlike: weights are kept by validation loss.", "warning")
         both = [
             (self._last_reply(own, settings.max_tokens), self._last_reply(other, settings.max_tokens))
             for own, other in pairs
@@ -195,11 +223,12 @@ class Context:
 
     # --- asking a model ------------------------------------------------------------------------------
 
-    def validation_loss(self, model: Any, examples: Sequence[Conversation] = (), limit: int = MOST_VALIDATION) -> float:
+    def validation_loss(self, model: Any, examples: Examples = (), limit: int = MOST_VALIDATION) -> float:
         """Mean nats a supervised token over at most `limit` conversations of the validation split.
 
         Args:
-            examples: in-context examples put before each conversation; they are not counted.
+            examples: in-context examples put before each conversation, or what gives them for its messages; they
+                are not counted.
 
         Returns:
             nan where the split is empty.
@@ -249,14 +278,19 @@ class Context:
         )
         return messages_for(variant, messages)
 
+    def rendered(self, conversation: Conversation, max_tokens: int) -> Rendered:
+        """A conversation behind the system prompt as tokens, as the fit loop reads it."""
+        return self.renderer.render(self._messages(conversation.messages), max_tokens)
+
     def _rendered(
-        self, conversations: Sequence[Conversation], max_tokens: int, examples: Sequence[Conversation] = ()
+        self, conversations: Sequence[Conversation], max_tokens: int, examples: Examples = ()
     ) -> list[Rendered]:
         """The conversations as tokens; those in which nothing is left to predict are dropped."""
-        before = len(self.renderer.render(self._messages([], examples)).ids) if examples else 0
         found = []
         for conversation in conversations:
-            rendered = self.renderer.render(self._messages(conversation.messages, examples), max_tokens + before)
+            shown = examples(conversation.messages) if callable(examples) else examples
+            before = len(self.renderer.render(self._messages([], shown)).ids) if shown else 0
+            rendered = self.renderer.render(self._messages(conversation.messages, shown), max_tokens + before)
             mask = (False,) * before + rendered.mask[before:]
             if any(mask[1:]):
                 found.append(rendered.model_copy(update={"mask": mask}))
@@ -271,7 +305,7 @@ class Context:
         return Artifact(
             kind="adapter",
             path=str(self.run_dir / "artifact"),
-            quantization="nf4" if self.quantization == "nf4" else None,
+            quantization=self.quantization,
             trainable_parameters=trained,
             total_parameters=self.base.parameters + trained if self.base.parameters else total,
             fit=fit,
@@ -295,6 +329,23 @@ class Context:
         total = self.base.parameters
         return Artifact(kind="prompt", path="", examples=tuple(examples), total_parameters=total, details=details)
 
+    def make_pool(self, candidates: Sequence[Conversation], count: int, token_budget: int) -> ExamplePool:
+        self.phase("Reading the examples")
+        sizes = exchange_sizes(candidates, self.renderer)
+        home = Home(self.run_dir.parents[1])
+        model: Path | None = None
+        try:
+            model = embedding.ensure(home, self.reporter)
+        except (ModelUnavailable, BadModel) as error:
+            self.log(f"Examples are chosen by the words they share with the question: {error} {error.fix}", "warning")
+        with saving.new_folder(self.run_dir / "artifact") as folder:
+            write_pool(folder, candidates, sizes, count, token_budget, model)
+        return ExamplePool(self.run_dir / "artifact")
+
+    def save_pool(self, pool: ExamplePool, **details: Any) -> Artifact:
+        own = {"pool": len(pool.conversations), "example_tokens": pool.token_budget, "chosen_by": pool.method}
+        return self.save_prompt((), **own, **details).model_copy(update={"path": str(pool.folder)})
+
     def _save(self, write: Any, model: Any) -> None:
         self.phase("Saving")
         started = time.perf_counter()
@@ -314,6 +365,6 @@ def _keep_differentiable(model: Any) -> None:
 
 
 def _counts(model: Any) -> tuple[int, int]:
-    """Trainable and all weights."""
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
+    """Trainable and all weights; `untrained` is the part of a trained tensor that is kept as it is."""
+    sizes = [(p.numel(), p.numel() - getattr(p, "untrained", 0), p.requires_grad) for p in model.parameters()]
+    return sum(moving for _, moving, trained in sizes if trained), sum(n for n, _, _ in sizes)

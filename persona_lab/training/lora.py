@@ -14,37 +14,102 @@ from typing import Any
 import torch
 
 from persona_lab.errors import BadSetting
+from persona_lab.training.lora_start import SPECTRAL, start_from_data, start_from_weights
 
 _LAYER = re.compile(r"\.(?:layers|h|blocks|block)\.(\d+)\.")
 
 
 def attach_lora(
-    model: Any, rank: int = 16, alpha: float = 32, dropout: float = 0.0, targets: str | Sequence[str] = "all-linear"
+    model: Any,
+    rank: int = 16,
+    alpha: float = 32,
+    dropout: float = 0.0,
+    targets: str | Sequence[str] = "all-linear",
+    *,
+    rslora: bool = False,
+    dora: bool = False,
+    initialisation: str = "default",
+    batches: Sequence[dict[str, torch.Tensor]] = (),
 ) -> Any:
-    """A peft model around `model` with fresh, trainable LoRA weights; the base stays frozen.
+    """A peft model around `model` with fresh, trainable LoRA weights; the base stays frozen and as it is.
 
     The LoRA weights take the base's own type (bf16 where that is fast), so that no layer converts its input; the fit
     loop keeps fp32 masters of them.
 
     Args:
-        targets: names of the layers to adapt, or `all-linear`: every linear layer but the output head.
+        targets: `all-linear` (every linear layer but the output head), `attention` or `mlp` (only those of each decoder
+            layer), or names of the layers to adapt.
+        rslora: scale by alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732).
+        dora: also train the length of each row of the weights (Liu et al. 2024, https://arxiv.org/abs/2402.09353).
+        initialisation: `default`, `gaussian`, `orthogonal`, `pissa`, `olora` or `eva`. `pissa` and `olora` make an
+            adapter of twice the rank, half of which stays as it is (see `lora_start`).
+        batches: for `eva`: see `start_from_data`.
+
+    Raises:
+        BadSetting: the model has no such layers.
     """
     from peft import LoraConfig, get_peft_model
 
+    doubled = initialisation in SPECTRAL
     config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
+        r=2 * rank if doubled else rank,
+        lora_alpha=_same_scaling(alpha, rslora) if doubled else alpha,
         lora_dropout=dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
+        target_modules=target_modules(model, targets),
         task_type="CAUSAL_LM",
         fan_in_fan_out=getattr(model.config, "model_type", "") == "gpt2",
+        use_rslora=rslora,
+        use_dora=dora,
+        init_lora_weights=initialisation if initialisation in ("gaussian", "orthogonal") else True,
     )
     adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
-    kind = _compute_type(model)
-    for _, module in _lora_modules(adapted):
-        for part in (module.lora_A, module.lora_B):
-            part.to(kind)
+    if doubled:
+        start_from_weights([module for _, module in _lora_modules(adapted)], rank, initialisation)
+    elif initialisation == "eva":
+        start_from_data(adapted, batches)
+    adapted.peft_config["default"].init_lora_weights = True  # how it started is no business of those who load it
+    as_computed(adapted)
     return adapted
+
+
+def _same_scaling(alpha: float, rslora: bool) -> float:
+    """The alpha of an adapter of twice the rank that scales as one of the rank itself."""
+    return float(alpha * math.sqrt(2) if rslora else alpha * 2)
+
+
+def target_modules(model: Any, targets: str | Sequence[str]) -> str | list[str]:
+    """What peft is to adapt: `attention` and `mlp` become a pattern of the model's own layer names.
+
+    Raises:
+        BadSetting: the model has no such layers.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    if targets not in ("attention", "mlp"):
+        return targets if isinstance(targets, str) else list(targets)
+    found = set()
+    for name, module in model.named_modules():
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and layer_of(name) is not None:
+            part = "attention" if re.search(r"attn|attention", name) else "mlp"
+            if part == targets:
+                found.add(".".join(name.split(".")[-2:]))
+    if not found:
+        raise BadSetting(f"This model has no {targets} layers that are known by name.", "Use targets=all.")
+    return r".*\.(?:" + "|".join(re.escape(name) for name in sorted(found)) + ")"
+
+
+def as_computed(model: Any) -> None:
+    """Give LoRA weights the type the base computes in, so that no layer converts its input."""
+    kind = _compute_type(model)
+    for _, module in _lora_modules(model):
+        for part in (module.lora_A, module.lora_B, module.lora_magnitude_vector):
+            part.to(kind)
+
+
+def resume_adapter(model: Any) -> None:
+    """Make the adapter of a loaded peft model trainable again; the base stays frozen."""
+    model.set_adapter(model.active_adapter)
+    as_computed(model)
 
 
 def merged_model(model: Any) -> Any:

@@ -23,6 +23,8 @@ OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 MOMENTS = ("exp_avg", "exp_avg_sq")
 PIECE = 1 << 18
 """Weights moved at once on a CPU: few enough for weight, gradient and both moments to stay in a core's cache."""
+NOISE = 2 * PIECE
+"""Random bits drawn for a step; every piece takes a stretch of them from a random place."""
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
@@ -50,7 +52,8 @@ class Masters:
         self.moments: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.steps = 0
         self.quantized = None if optimizer == "adamw" else _eight_bit(optimizer, self.weights, weight_decay)
-        self.noise: torch.Tensor | None = None
+        self.generator = torch.Generator()
+        self.noise = torch.zeros(0, dtype=torch.int32)
 
     def _master(self, weight: torch.nn.Parameter) -> torch.Tensor:
         kept = weight.dtype == torch.float32 or self.low_memory
@@ -66,6 +69,9 @@ class Masters:
         if math.isfinite(norm):
             scale = min(1.0, max_norm / (norm + 1e-6))
             self.steps += 1
+            if self.low_memory:  # by the step's number alone, so that a resumed run rounds alike
+                self.generator.manual_seed(self.steps)
+                self.noise = torch.randint(0, 1 << 16, (NOISE,), dtype=torch.int32, generator=self.generator)
             if self.quantized is not None:
                 self._step_quantized(learning_rate, scale)
             else:
@@ -93,7 +99,7 @@ class Masters:
             if working.grad is None:
                 continue
             tensors = (working.detach(), self.weights[name], *self._moments(name), working.grad)
-            limit = PIECE if working.device.type == "cpu" else working.numel()
+            limit = PIECE if self.low_memory or working.device.type == "cpu" else working.numel()
             for piece in zip(*(tensor.reshape(-1).split(limit) for tensor in tensors), strict=True):
                 group.append(piece)
                 size += piece[0].numel()
@@ -145,10 +151,8 @@ class Masters:
             target.copy_(exact)
             return
         size = exact.numel()
-        if self.noise is None or self.noise.numel() < 2 * size:
-            self.noise = torch.randint(0, 1 << 16, (max(2 * size, 2 * PIECE),), dtype=torch.int32, device=exact.device)
-        start = int(torch.randint(0, self.noise.numel() - size + 1, ()))
-        bits = exact.view(torch.int32) + self.noise[start : start + size]
+        start = int(torch.randint(0, NOISE - size + 1, (), generator=self.generator))
+        bits = exact.view(torch.int32) + self.noise[start : start + size].to(exact.device)
         target.copy_(bits.bitwise_and_(-65536).view(torch.float32))
 
     def _step_quantized(self, learning_rate: float, scale: float) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from persona_lab.api import Problem, TrainJob
 from persona_lab.datasets.held_out import check_training, read_ledger
 from persona_lab.datasets.rendering import ChatRenderer, check_trainable
+from persona_lab.datasets.replay import learned_rows
 from persona_lab.datasets.store import load_dataset
 from persona_lab.errors import BadInput, BadSetting, DiskFull
 from persona_lab.home import Home
@@ -23,7 +24,7 @@ from persona_lab.training import randomness
 from persona_lab.training.context import LESS_MEMORY, Context
 from persona_lab.training.memory import memory_errors, peak_memory
 from persona_lab.training.saving import folder_bytes
-from persona_lab.types import Artifact, BaseModelInfo, Dataset, Job, Persona
+from persona_lab.types import Artifact, BaseModelInfo, Conversation, Dataset, Job, Persona
 
 NAMED_ROWS = 5
 NO_CHANGE = 0.01
@@ -55,6 +56,7 @@ def run(job: Job, reporter: Any, plugins: Any) -> dict[str, Any]:
     base = registry.ensure(job.base, home, reporter)
     _check_unread(dataset, home, base)
     fetched = time.perf_counter()
+    parent = job.variants[0] if job.variants else None
     context = Context(
         reporter=reporter,
         plugins=plugins,
@@ -66,6 +68,8 @@ def run(job: Job, reporter: Any, plugins: Any) -> dict[str, Any]:
         run_dir=home.run(job.id),
         system=system_prompt(persona),
         renderer=ChatRenderer(Path(base.path)),
+        parent=parent,
+        learned=_learned(job, dataset, home) if parent else (),
         max_tokens=getattr(settings, "max_tokens", 1024),
         home=home,
     )
@@ -94,6 +98,11 @@ def _check_unread(dataset: Dataset, home: Home, base: BaseModelInfo) -> None:
         kept.check_unread(home, base.id, [m.content for c in rows for m in c.messages if m.role == "assistant"], keys)
 
 
+def _learned(job: Job, dataset: Dataset, home: Home) -> tuple[Conversation, ...]:
+    ledger = read_ledger(home.persona(_persona(job).id))
+    return learned_rows([load_dataset(Path(path)) for path in job.parent_datasets], ledger, dataset)
+
+
 def _persona(job: Job) -> Persona:
     if job.persona is None:
         raise BadInput(f"The job {job.id!r} names no persona.", "Start it again from the page or with --persona ID.")
@@ -109,6 +118,9 @@ def _check(context: Context, strategy: Any, settings: Any) -> None:
     persona, dataset, machine = context.persona, context.dataset, context.machine
     guarded = context.plugins.guarded
     problems = list(guarded("strategy", strategy.id, strategy.check, settings, persona, dataset, machine))
+    if context.parent is not None:
+        asked = (settings, context.parent, context.learned, dataset)
+        problems += guarded("strategy", strategy.id, strategy.check_parent, *asked)
     rows = check_trainable(context.renderer, context.system, dataset.of("train"), context.max_tokens)
     for problem in [*problems, *rows]:
         if problem.severity == "warning":
@@ -139,7 +151,7 @@ def _result(job: Job, context: Context, artifact: Artifact, total_seconds: float
     return {
         "artifact": artifact.model_dump(mode="json"),
         "seconds": {"total": round(total_seconds, 2)} | {k: round(v, 2) for k, v in context.seconds.items()},
-        "examples": artifact.fit.examples if artifact.fit else len(artifact.examples),
+        "examples": artifact.fit.examples if artifact.fit else artifact.details.get("pool", len(artifact.examples)),
         "supervised_tokens": artifact.fit.supervised_tokens if artifact.fit else 0,
         "trainable_parameters": artifact.trainable_parameters,
         "total_parameters": artifact.total_parameters,
@@ -151,7 +163,7 @@ def _result(job: Job, context: Context, artifact: Artifact, total_seconds: float
         "anchor": context.base.origin or (job.base if artifact.base not in ("", job.base) else ""),
         "strategy": job.strategy,
         "seed": job.seed,
-        "fingerprint": fingerprint(folder or Path(context.base.path)),
+        "fingerprint": fingerprint(folder if folder and artifact.kind != "prompt" else Path(context.base.path)),
         "system": context.system,
         "changed": changed(before, after, artifact),
     }

@@ -9,9 +9,23 @@ from typing import Any
 
 from persona_lab.types import BaseModelInfo
 
-# SmolLM2-135M: LoRA weights for each unit of rank on all linear layers, and its parameters; the yardstick where there
-# is no config yet. Width and depth grow together, so LoRA grows with parameters to the power 2/3.
-_YARDSTICK = (305_280, 134_515_008)
+# The yardstick where there is no config yet. Width and depth grow together, so LoRA grows with parameters to the power
+# 2/3.
+_STARTER = BaseModelInfo(
+    id="starter",
+    key="starter",
+    name="SmolLM2-135M",
+    path="",
+    ready=False,
+    parameters=134_515_008,
+    config={
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+    },
+)
 
 
 def layer_count(base: BaseModelInfo) -> int:
@@ -19,23 +33,40 @@ def layer_count(base: BaseModelInfo) -> int:
     return int(_value(base, "num_hidden_layers", "n_layer") or 30)
 
 
-def lora_parameters(base: BaseModelInfo, rank: int) -> int:
-    """Weights of a LoRA of this rank on all linear layers of all decoder layers."""
+def lora_parameters(base: BaseModelInfo, rank: int, targets: str = "all", dora: bool = False) -> int:
+    """Weights of a LoRA of this rank on linear layers of all decoder layers.
+
+    Args:
+        targets: `all`, `attention` or `mlp`.
+        dora: also the length of each row of the weights.
+    """
+    shapes = [shape for part, *shape in _linear_layers(base) if targets in ("all", part)]
+    if not shapes:
+        parameters = _STARTER.parameters
+        scale = ((base.parameters or parameters) / parameters) ** (2 / 3)
+        return round(lora_parameters(_STARTER, rank, targets, dora) * scale)
+    weights = sum(rank * (inputs + outputs) + (outputs if dora else 0) for inputs, outputs in shapes)
+    return int(weights * layer_count(base))
+
+
+def _linear_layers(base: BaseModelInfo) -> list[tuple[str, int, int]]:
+    """(`attention` or `mlp`, inputs, outputs) of a decoder layer's linear layers; empty where the config is unknown."""
     hidden, inner = _value(base, "hidden_size", "n_embd"), _value(base, "intermediate_size", "n_inner")
     heads = _value(base, "num_attention_heads", "n_head")
     if not (hidden and heads):
-        weights, parameters = _YARDSTICK
-        return round(rank * weights * ((base.parameters or parameters) / parameters) ** (2 / 3))
+        return []
+    inner = inner or 4 * hidden
     attention = heads * (_value(base, "head_dim") or hidden // heads)
     keys = (_value(base, "num_key_value_heads") or heads) * (attention // heads)
-    widths = [
-        hidden + attention,
-        hidden + keys,
-        hidden + keys,
-        attention + hidden,
-        *[hidden + (inner or 4 * hidden)] * 3,
-    ]
-    return rank * sum(widths) * layer_count(base)
+    kind = base.config.get("model_type", "")
+    if kind == "gpt2":
+        into, mlp = [3 * hidden], [(hidden, inner), (inner, hidden)]
+    elif kind == "phi3":
+        into, mlp = [attention + 2 * keys], [(hidden, 2 * inner), (inner, hidden)]
+    else:
+        into, mlp = [attention, keys, keys], [(hidden, inner), (hidden, inner), (inner, hidden)]
+    parts = [("attention", hidden, outputs) for outputs in into] + [("attention", attention, hidden)]
+    return parts + [("mlp", inputs, outputs) for inputs, outputs in mlp]
 
 
 def layer_parameters(base: BaseModelInfo, layers: int) -> int:

@@ -9,10 +9,12 @@ from persona_lab.api import DatasetReader, Evaluator, Exporter, Strategy, hookim
 
 @hookimpl
 def persona_lab_strategies() -> Iterable[type[Strategy]]:
-    """prompt, lora, qlora, full, hybrid, foundation, aspects."""
+    """prompt, lora, freeze, hybrid, full, qlora, continue, foundation, aspects."""
     from persona_lab_builtin.strategies.aspects import AspectsStrategy
     from persona_lab_builtin.strategies.foundation import FoundationStrategy
+    from persona_lab_builtin.strategies.freeze import FreezeStrategy
     from persona_lab_builtin.strategies.full import FullStrategy
+    from persona_lab_builtin.strategies.go_on import ContinueStrategy
     from persona_lab_builtin.strategies.hybrid import HybridStrategy
     from persona_lab_builtin.strategies.lora import LoRAStrategy
     from persona_lab_builtin.strategies.prompt import PromptStrategy
@@ -22,8 +24,10 @@ def persona_lab_strategies() -> Iterable[type[Strategy]]:
         PromptStrategy,
         LoRAStrategy,
         QLoRAStrategy,
+        FreezeStrategy,
         FullStrategy,
         HybridStrategy,
+        ContinueStrategy,
         FoundationStrategy,
         AspectsStrategy,
     ]

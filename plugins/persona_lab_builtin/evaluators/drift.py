@@ -73,7 +73,9 @@ def _longest(variant: Variant, probe: Probe, seed: int) -> int:
     examples = [message for example in variant.examples for message in example.messages]
     system = Message(role="system", content=variant.system)
     reply = Message(role="assistant", content=probe.reply)
-    return sum(_tokens(m) for m in (system, *examples, *small_talk(TURNS[-1], seed), *probe.messages, reply))
+    return variant.example_tokens + sum(
+        _tokens(m) for m in (system, *examples, *small_talk(TURNS[-1], seed), *probe.messages, reply)
+    )
 
 
 def _tokens(message: Message) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -31,13 +31,19 @@ class PromptConfig(Frozen):
     token_budget: int = Field(
         512, ge=16, le=16384, description="The most room, in tokens, that all examples together may take."
     )
+    choose: Literal["for each question", "fixed"] = Field(
+        "for each question",
+        description="Show the examples nearest to what is asked, or the same typical ones every time, which answers"
+        " sooner.",
+    )
     max_tokens: int = Field(
         1024, ge=32, le=131072, description="Longer conversations lose their oldest turns when the effect is measured."
     )
 
 
 class PromptStrategy(Strategy):
-    """In-context learning (Brown et al. 2020, https://arxiv.org/abs/2005.14165): the yardstick for all that train."""
+    """In-context learning (Brown et al. 2020, https://arxiv.org/abs/2005.14165) with examples chosen for the question
+    (Liu et al. 2022, https://arxiv.org/abs/2101.06804): the yardstick for all that train."""
 
     id = "prompt"
     title = "Prompt only"
@@ -69,9 +75,13 @@ class PromptStrategy(Strategy):
 
     def train(self, job: TrainJob, ctx: TrainContext) -> Artifact:
         """Choose the examples and measure the validation loss with and without them."""
-        from persona_lab.api import best_examples
+        from persona_lab.api import best_examples, example_candidates
 
         config: PromptConfig = job.settings
+        if config.choose == "for each question" and config.count:
+            pool = ctx.make_pool(example_candidates(ctx.dataset), config.count, config.token_budget)
+            ctx.log(f"For each question, up to {config.count} of {len(pool.conversations)} exchanges are shown.")
+            return ctx.save_pool(pool, **self._measured(ctx, pool))
         examples = best_examples(ctx.dataset, config.count, ctx.renderer, config.token_budget)
         ctx.log(f"{len(examples)} of {len(ctx.dataset.of('train'))} conversations are shown as examples.")
         return ctx.save_prompt(examples, **self._measured(ctx, examples))
