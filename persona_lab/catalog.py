@@ -6,12 +6,14 @@ its backup loses nothing, and a run that finished while no page was there still 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from persona_lab.advisor import Outcome, outcomes_of
 from persona_lab.errors import BadInput, UnknownName
 from persona_lab.home import Home, disk_errors, write_atomic
 from persona_lab.jobs import view as view_run
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from persona_lab.personas.probe_file import ProbeFile
 
 INSPECT_ROWS = 5
+MOST_REPORTS = 20
+"""Evaluations the advisor looks at: the newest."""
 
 
 class Catalog:
@@ -440,6 +444,13 @@ class Catalog:
                 found.append(report_of(run))
         return sorted(found, key=lambda report: report.created, reverse=True)
 
+    def own_outcomes(self, persona_id: str) -> tuple[Outcome, ...]:
+        """How specific this persona's own variants were found to be, for the advisor."""
+        strategies = {v.id: v.strategy for v in self.variants(persona_id) if v.persona == persona_id}
+        if not strategies:
+            return ()
+        return outcomes_of([_metrics(report) for report in self.reports(persona_id)[:MOST_REPORTS]], strategies)
+
     # --- recovery --------------------------------------------------------------------------------
 
     def recover(self) -> None:
@@ -481,3 +492,12 @@ class Catalog:
         row_id = path.name.removesuffix(".summary.json")
         if self.library.get(table, row_id) is None:
             self.library.put(table, model.model_validate_json(path.read_bytes()).model_dump(mode="json"))
+
+
+def _metrics(report: ReportView) -> dict[str, Any]:
+    """What an evaluation kept; empty where its file is gone or damaged."""
+    try:
+        kept = json.loads(Path(report.data).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}

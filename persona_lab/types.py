@@ -223,6 +223,8 @@ class Residual(Frozen):
     predicted_seconds: float
     memory_bytes: float
     predicted_memory_bytes: float
+    modelled: bool = True
+    """The prediction came from `estimate_training`; a strategy's own numbers say nothing of other strategies."""
 
 
 class TokenCounts(Frozen):
@@ -619,7 +621,7 @@ class RunView(Frozen):
     name: str
     status: RunStatus
     cause: str = ""
-    """For failed: out_of_memory, bad_data, bad_model, disk_full, plugin, bug, ..."""
+    """For failed: out_of_memory, will_not_fit, bad_data, bad_model, disk_full, plugin, bug, ..."""
     message: str = ""
     fix: str = ""
     persona: str = ""

@@ -208,7 +208,7 @@ def _step_rates(times: KindTimes, kind: Kind, shape: Shape, machine: Machine) ->
 
 # --- rates where nothing was measured -------------------------------------------------------------
 
-CPU_CORE_OPERATIONS = {True: 110e9, False: 45e9}
+CPU_CORE_OPERATIONS = {True: 160e9, False: 50e9}
 """A second and core in training, by whether bf16 is fast; two server cores, 2026."""
 CUDA_OPERATIONS, MPS_OPERATIONS = 20e12, 1.5e12
 PROCESS_BYTES = 700_000_000
@@ -218,7 +218,7 @@ def prior_rates(machine: Machine, shape: Shape) -> Rates:
     """An honest guess for a machine that nothing was measured on."""
     operation = 1 / _operations_a_second(machine)
     # small models on a GPU wait for the launch of their kernels, not for arithmetic
-    launch = shape.layers * (0.003 if machine.device != "cpu" else 0.008)
+    launch = shape.layers * (0.003 if machine.device != "cpu" else 0.014)
     process = 0.0 if machine.device == "cuda" else float(PROCESS_BYTES)
     bus = 2e-9 / min(machine.cores, 4) if machine.device == "cpu" else 5e-11
     light = StepRates(
@@ -258,12 +258,15 @@ def corrected(estimate: Estimate, strategy: str, machine: Machine) -> Estimate:
     known = machine.measured or Measured()
     basis = "none" if known.rates is None else ("measured" if known.same_base else "carried")
     time, memory = SPREAD[basis]
-    pairs = [(r.strategy, r.seconds, r.predicted_seconds) for r in known.residuals]
-    sizes = [(r.strategy, r.memory_bytes, r.predicted_memory_bytes) for r in known.residuals]
-    shift, spread = _correction(pairs, strategy, time)
+    modelled = bool(estimate.parts)
+    told = [r for r in known.residuals if r.modelled == modelled and (modelled or r.strategy == strategy)]
+    limit = WIDEST if modelled else math.inf
+    times = [(r.strategy, _log_ratio(r.seconds, r.predicted_seconds, limit)) for r in told]
+    sizes = [(r.strategy, _log_ratio(r.memory_bytes, r.predicted_memory_bytes, limit)) for r in told]
+    shift, spread = _correction(times, strategy, time)
     grow, width = _correction(sizes, strategy, memory)
     # a strategy that knows better than we how unsure it is keeps its own error bar until runs speak
-    least = estimate.uncertainty if not known.residuals and not estimate.parts else 1.0
+    least = 1.0 if told or modelled else estimate.uncertainty
     return estimate.model_copy(
         update={
             "seconds": round(estimate.seconds * math.exp(shift), 1),
@@ -275,13 +278,18 @@ def corrected(estimate: Estimate, strategy: str, machine: Machine) -> Estimate:
     )
 
 
-def _correction(pairs: Sequence[tuple[str, float, float]], strategy: str, prior: float) -> tuple[float, float]:
-    """(log of the correction, standard deviation of what remains) for one strategy, from (strategy, true, predicted)."""
-    usable = [(name, math.log(true / guess)) for name, true, guess in pairs if true > 0 and guess > 0]
-    logs = [(name, min(max(value, -WIDEST), WIDEST)) for name, value in usable]
-    weights = [RECENCY ** (len(logs) - 1 - i) for i in range(len(logs))]
-    common = sum(w * value for w, (_, value) in zip(weights, logs, strict=True)) / (sum(weights) + PRIOR_RUNS)
-    own = [(w, value) for w, (name, value) in zip(weights, logs, strict=True) if name == strategy]
+def _log_ratio(true: float, predicted: float, limit: float) -> float:
+    """log(true / predicted), at most `limit` either way; 0 where one of them is unknown."""
+    if true <= 0 or predicted <= 0:
+        return 0.0
+    return min(max(math.log(true / predicted), -limit), limit)
+
+
+def _correction(logs: Sequence[tuple[str, float]], strategy: str, prior: float) -> tuple[float, float]:
+    """(log of the correction, standard deviation of what remains) for one strategy, from (strategy, log ratio)."""
+    weighted = [(RECENCY ** (len(logs) - 1 - i), name, value) for i, (name, value) in enumerate(logs)]
+    common = sum(w * value for w, _, value in weighted) / (sum(w for w, _, _ in weighted) + PRIOR_RUNS)
+    own = [(w, value) for w, name, value in weighted if name == strategy]
     total = sum(w for w, _ in own)
     shift = common + sum(w * (value - common) for w, value in own) / (total + PRIOR_RUNS)
     squares = sum(w * (value - shift) ** 2 for w, value in own)

@@ -161,15 +161,18 @@ def _seconds(
 ) -> dict[str, float]:
     slower = QUANTIZED_SLOWER if kind.quantized else 1.0
     training = sum(
-        times * (step.step_seconds * _launched(kind) + step.operation_seconds * slower * step_operations(b, shape, kind))
+        times
+        * (step.step_seconds * _launched(kind) + step.operation_seconds * slower * step_operations(b, shape, kind))
         for b, times in work.training()
     )
     forward = rates.forward_operation_seconds * slower
     one = sum(forward * forward_operations(batch, shape) for batch in work.validation)
     checks = work.evaluations + 1 if work.validation else 0
     samples = config.samples if work.validation else 0
-    prompt = BatchShape(samples, 30, 0, 0) if not work.validation else BatchShape(
-        samples, work.validation[0].prefix + 30, 0, 0
+    prompt = (
+        BatchShape(samples, 30, 0, 0)
+        if not work.validation
+        else BatchShape(samples, work.validation[0].prefix + 30, 0, 0)
     )
     written = kind.trainable * (12 + number_bytes(machine)) * rates.written_byte_seconds
     return {

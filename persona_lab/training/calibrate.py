@@ -205,9 +205,7 @@ class _Watch:
         """What follows from the marks; the first step warms up and does not count."""
         pairs = list(zip(self.marks, self.marks[1:], strict=False))
         steps = [after[1] - before[1] for before, after in pairs if before[0] == after[0] == "step"]
-        between = {
-            (before[0], after[0]): after[1] - before[1] for before, after in pairs if before[0] != after[0]
-        }
+        between = {(before[0], after[0]): after[1] - before[1] for before, after in pairs if before[0] != after[0]}
         return StageTimes(
             width=width,
             prefix=PREFIX,
