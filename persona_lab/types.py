@@ -220,6 +220,7 @@ class Residual(Frozen):
     strategy: str
     created: str
     seconds: float
+    """0: not comparable, since other programs kept the machine busy."""
     predicted_seconds: float
     memory_bytes: float
     predicted_memory_bytes: float

@@ -190,7 +190,7 @@ def _validation_batch(times: StageTimes) -> BatchShape:
 def _step_rates(times: KindTimes, kind: Kind, shape: Shape, machine: Machine) -> StepRates:
     """A line through the short and the long step: its foot is what any step costs, its slope what an operation does."""
     small, large = (step_operations(stage.batch, shape, kind) for stage in (times.short, times.long))
-    quick, slow = (median(stage.step_seconds) for stage in (times.short, times.long))
+    quick, slow = (_undisturbed(stage.step_seconds) for stage in (times.short, times.long))
     # a disturbed step must not turn the line over: the slope is at least half of what the long step says alone
     slope = min(max((slow - quick) / (large - small), 0.5 * slow / large), slow / large)
     width = number_bytes(machine)
@@ -204,6 +204,12 @@ def _step_rates(times: KindTimes, kind: Kind, shape: Shape, machine: Machine) ->
         activation_scale=scale,
         trainable=times.trainable,
     )
+
+
+def _undisturbed(seconds: Sequence[float]) -> float:
+    """The typical time of the quicker half: what else the machine did only ever makes a step slower."""
+    ordered = sorted(seconds)
+    return median(ordered[: max(1, (len(ordered) + 1) // 2)])
 
 
 # --- rates where nothing was measured -------------------------------------------------------------
@@ -261,8 +267,8 @@ def corrected(estimate: Estimate, strategy: str, machine: Machine) -> Estimate:
     modelled = bool(estimate.parts)
     told = [r for r in known.residuals if r.modelled == modelled and (modelled or r.strategy == strategy)]
     limit = WIDEST if modelled else math.inf
-    times = [(r.strategy, _log_ratio(r.seconds, r.predicted_seconds, limit)) for r in told]
-    sizes = [(r.strategy, _log_ratio(r.memory_bytes, r.predicted_memory_bytes, limit)) for r in told]
+    times = _log_ratios([(r.strategy, r.seconds, r.predicted_seconds) for r in told], limit)
+    sizes = _log_ratios([(r.strategy, r.memory_bytes, r.predicted_memory_bytes) for r in told], limit)
     shift, spread = _correction(times, strategy, time)
     grow, width = _correction(sizes, strategy, memory)
     # a strategy that knows better than we how unsure it is keeps its own error bar until runs speak
@@ -278,11 +284,10 @@ def corrected(estimate: Estimate, strategy: str, machine: Machine) -> Estimate:
     )
 
 
-def _log_ratio(true: float, predicted: float, limit: float) -> float:
-    """log(true / predicted), at most `limit` either way; 0 where one of them is unknown."""
-    if true <= 0 or predicted <= 0:
-        return 0.0
-    return min(max(math.log(true / predicted), -limit), limit)
+def _log_ratios(pairs: Sequence[tuple[str, float, float]], limit: float) -> list[tuple[str, float]]:
+    """log(true / predicted) by strategy, at most `limit` either way; what is unknown is left out."""
+    known = [(name, math.log(true / predicted)) for name, true, predicted in pairs if true > 0 and predicted > 0]
+    return [(name, min(max(value, -limit), limit)) for name, value in known]
 
 
 def _correction(logs: Sequence[tuple[str, float]], strategy: str, prior: float) -> tuple[float, float]:

@@ -160,11 +160,8 @@ def _seconds(
     validations: float,
 ) -> dict[str, float]:
     slower = QUANTIZED_SLOWER if kind.quantized else 1.0
-    training = sum(
-        times
-        * (step.step_seconds * _launched(kind) + step.operation_seconds * slower * step_operations(b, shape, kind))
-        for b, times in work.training()
-    )
+    launch, operation = step.step_seconds * _launched(kind), step.operation_seconds * slower
+    training = sum(times * (launch + operation * step_operations(b, shape, kind)) for b, times in work.training())
     forward = rates.forward_operation_seconds * slower
     one = sum(forward * forward_operations(batch, shape) for batch in work.validation)
     checks = work.evaluations + 1 if work.validation else 0

@@ -80,7 +80,7 @@ def cores() -> int:
 
 
 def memory_bytes() -> tuple[int, int]:
-    """Memory this process may use, total and free: the machine's, or the least of its container's and its own limits."""
+    """Memory this process may use, total and free: the machine's, or what its container's and its own limits leave."""
     memory = psutil.virtual_memory()
     total, free = int(memory.total), int(memory.available)
     for limit, used in [*_cgroup_limits(), *_address_limit()]:

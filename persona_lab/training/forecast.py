@@ -10,11 +10,14 @@ from filelock import Timeout
 from persona_lab.errors import DiskFull, WorkFailed
 from persona_lab.home import Home
 from persona_lab.models.calibration import measured_for, remember_residual
+from persona_lab.processes import Company
 from persona_lab.training.remedies import estimate_of, refuse_misfit
 from persona_lab.types import Artifact, Estimate, Residual, now
 
 WORTH_MEASURING = 300.0
 """Seconds: a run expected to take longer measures a few steps first (under a minute), once on a machine."""
+BUSY = 0.1
+"""Share of the cores' time taken by other programs, above which a run's time is not learned from."""
 FIXED_PARTS = ("load", "check", "save")
 """Seconds that do not depend on how many steps are taken."""
 
@@ -30,6 +33,7 @@ class Forecast:
     def __init__(self, context: Any, strategy: Any, settings: Any, home: Home) -> None:
         self.context, self.strategy, self.settings, self.home = context, strategy, settings, home
         self.seconds = 0.0
+        self.company = Company()
         # a resumed run's time and memory are not those of the whole
         self.whole = not (context.run_dir / "checkpoints").exists()
         self.expected = self._estimate()
@@ -91,6 +95,7 @@ class Forecast:
             "uncertainty": self.expected.uncertainty,
             "peak_memory_bytes": self.expected.peak_memory_bytes,
             "memory_uncertainty": self.expected.memory_uncertainty,
+            "others": round(self.company.share(), 3),
         }
 
     def remember(self, seconds: float, memory_bytes: int, artifact: Artifact) -> None:
@@ -110,7 +115,8 @@ class Forecast:
         residual = Residual(
             strategy=self.strategy.id,
             created=now(),
-            seconds=round(seconds, 2),
+            # beside other busy programs a run's time says more of them than of the plan
+            seconds=round(seconds, 2) if self.company.share() < BUSY else 0.0,
             predicted_seconds=round(executed_seconds(raw, artifact), 2),
             memory_bytes=memory_bytes,
             predicted_memory_bytes=raw.peak_memory_bytes,
