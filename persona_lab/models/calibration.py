@@ -271,15 +271,19 @@ def corrected(estimate: Estimate, strategy: str, machine: Machine) -> Estimate:
     sizes = _log_ratios([(r.strategy, r.memory_bytes, r.predicted_memory_bytes) for r in told], limit)
     shift, spread = _correction(times, strategy, time)
     grow, width = _correction(sizes, strategy, memory)
-    # a strategy that knows better than we how unsure it is keeps its own error bar until runs speak
+    # assumed data widens the bar whatever runs say; a strategy with numbers of its own keeps its bar until runs speak
+    bars = (estimate.uncertainty, estimate.memory_uncertainty or estimate.uncertainty)
+    wider = [
+        max(bar / math.exp(Z90 * sd), 1.0) if modelled else 1.0 for bar, sd in zip(bars, SPREAD[basis], strict=True)
+    ]
     least = 1.0 if told or modelled else estimate.uncertainty
     return estimate.model_copy(
         update={
             "seconds": round(estimate.seconds * math.exp(shift), 1),
             "peak_memory_bytes": int(estimate.peak_memory_bytes * math.exp(grow)),
             "parts": {name: round(value * math.exp(shift), 2) for name, value in estimate.parts.items()},
-            "uncertainty": round(max(math.exp(Z90 * spread), least), 2),
-            "memory_uncertainty": round(max(math.exp(Z90 * width), min(least, 1.5)), 2),
+            "uncertainty": round(max(wider[0] * math.exp(Z90 * spread), least), 2),
+            "memory_uncertainty": round(max(wider[1] * math.exp(Z90 * width), min(least, 1.5)), 2),
         }
     )
 

@@ -36,8 +36,8 @@ QUANTIZED_SLOWER = 1.25
 """4-bit weights are unpacked for each product."""
 CHEAP_CHECKPOINT, CHECKPOINT_SHARE = 2.0, 0.1
 """When a checkpoint is written, as in `training.fit`."""
-GUESSED_DATA = 1.5
-"""How much wider the error bar is where lengths, or the base, are assumed."""
+GUESSED_DATA, GUESSED_LENGTHS = 1.5, 1.15
+"""How much wider the error bar is where the data or the base's size is assumed, and where only lengths are."""
 
 
 def estimate_training(
@@ -83,7 +83,8 @@ def estimate_training(
     parts = _seconds(config, work, shape, kind, rates, step, machine, passes, validations)
     parts["load"] += 0.0 if base.ready else FETCH_SECONDS
     memory = _memory(work, shape, kind, step, machine)
-    guessed = dataset is None or not base.ready or not base.parameters
+    unknown = dataset is None or not base.parameters
+    guessed = GUESSED_DATA if unknown else (1.0 if work.exact else GUESSED_LENGTHS)
     return Estimate(
         trainable_parameters=trainable,
         peak_memory_bytes=int(memory),
@@ -91,7 +92,7 @@ def estimate_training(
         # the artifact, and two checkpoints: masters and both moments in fp32, and the best weights so far
         disk_bytes=int(_artifact_bytes(shape, kind) + 2 * trainable * (12 + number_bytes(machine))),
         uncertainty=_uncertainty(known, guessed, 0),
-        memory_uncertainty=_uncertainty(known, guessed, 1),
+        memory_uncertainty=_uncertainty(known, guessed**0.5, 1),
         host_memory_bytes=_host_bytes(shape, kind, machine),
         reason=f"{work.examples} conversations of about {_mean_length(work):.0f} tokens{_counted(work)}, "
         f"{config.epochs:g} times, on {_where(machine)}{_basis(known)}.",
@@ -140,9 +141,9 @@ def _rates_of(kind: Kind, rates: Rates) -> StepRates:
     return near.model_copy(update={"step_seconds": max(near.step_seconds + optimizer, 0.0)})
 
 
-def _uncertainty(known: Measured, guessed: bool, which: int) -> float:
+def _uncertainty(known: Measured, guessed: float, which: int) -> float:
     basis = "none" if known.rates is None else ("measured" if known.same_base else "carried")
-    return round(math.exp(Z90 * SPREAD[basis][which]) * (GUESSED_DATA if guessed else 1.0), 2)
+    return round(math.exp(Z90 * SPREAD[basis][which]) * guessed, 2)
 
 
 # --- seconds --------------------------------------------------------------------------------------

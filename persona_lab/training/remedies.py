@@ -133,15 +133,9 @@ class Remedies:
         if other == part.id or other not in known or (other == "qlora" and self.machine.device != "cuda"):
             return None
         fields, mine = known[other].Config.model_fields, type(config).model_fields
-        shared = (
-            {
-                name: getattr(config, name)
-                for name in ("batch_size", "max_tokens", "epochs")
-                if name in fields and getattr(config, name, None) != mine[name].default
-            }
-            if other != "prompt"
-            else {}
-        )
+        kept = () if other == "prompt" else ("batch_size", "max_tokens", "epochs")
+        both = [name for name in kept if name in fields and name in mine]
+        shared = {n: getattr(config, n) for n in both if getattr(config, n) != mine[n].default}
         return self._tried(known[other], shared, shared, why)
 
     def _tried(self, part: Any, values: dict[str, Any], change: dict[str, Any], why: str) -> Change | None:
