@@ -67,6 +67,7 @@ _TOOLKIT = {
     "match_speaker": "persona_lab.datasets.turns",
     "UnusableRow": "persona_lab.datasets.turns",
     "estimate_training": "persona_lab.models.estimate",
+    "estimate_forward": "persona_lab.models.estimate",
     "combine_estimates": "persona_lab.models.estimate",
     "data_problems": "persona_lab.training.advice",
     "lora_parameters": "persona_lab.training.sizes",

@@ -7,6 +7,7 @@ real steps; else a guess with a wider error bar). Both come with the machine, as
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from persona_lab.models.calibration import SPREAD, Z90, prior_rates
@@ -16,6 +17,8 @@ from persona_lab.models.work import (
     Load,
     Shape,
     activation_bytes,
+    check_bytes,
+    forward_bytes,
     forward_operations,
     load_of,
     number_bytes,
@@ -98,6 +101,49 @@ def estimate_training(
         f"{config.epochs:g} times, on {_where(machine)}{_basis(known)}.",
         parts={name: round(value, 2) for name, value in parts.items()},
         steps=round(work.steps * passes),
+    )
+
+
+def estimate_forward(
+    settings: FitSettings,
+    base: BaseModelInfo,
+    dataset: Dataset | None,
+    machine: Machine,
+    *,
+    passes: float,
+    more: int = 0,
+) -> Estimate:
+    """Loading the base and reading the validation conversations, without training anything.
+
+    Args:
+        settings: of which `max_tokens` counts.
+        passes: how often they are read.
+        more: tokens put before each of them, such as in-context examples.
+    """
+    work, shape, kind = load_of(settings, base, dataset, machine), shape_of(base), Kind(0, False)
+    known = machine.measured or Measured()
+    rates, width = known.rates or prior_rates(machine, shape), number_bytes(machine)
+    longer = [replace(batch, prefix=batch.prefix + more) for batch in work.validation]
+    read = sum(forward_operations(batch, shape) for batch in longer)
+    if more:  # the paths were compared without them
+        work = replace(work, checked=[])
+    parts = {
+        "load": PREPARING_SECONDS + rates.load_seconds + (shape.parameters - rates.parameters) * 2e-9,
+        "check": _check_seconds(work, shape, rates.forward_operation_seconds),
+        "validate": passes * read * rates.forward_operation_seconds,
+    }
+    parts["load"] += 0.0 if base.ready else FETCH_SECONDS
+    used = max(check_bytes(work, shape, width), *(forward_bytes(batch, shape, width) for batch in longer), 0.0)
+    guessed = GUESSED_DATA if dataset is None or not base.parameters else (1.0 if work.exact else GUESSED_LENGTHS)
+    return Estimate(
+        trainable_parameters=0,
+        peak_memory_bytes=int(rates.adapter.fixed_bytes + weight_bytes(shape, kind, machine) + used),
+        seconds=round(sum(parts.values()), 1),
+        disk_bytes=0,
+        uncertainty=_uncertainty(known, guessed, 0),
+        memory_uncertainty=_uncertainty(known, guessed, 1),
+        host_memory_bytes=_host_bytes(shape, kind, machine),
+        parts={name: round(value, 2) for name, value in parts.items()},
     )
 
 
@@ -215,11 +261,14 @@ def _checkpoints(evaluations: int, seconds: float, training: float) -> int:
 
 
 def _memory(work: Load, shape: Shape, kind: Kind, step: StepRates, machine: Machine) -> float:
-    """Bytes at the peak: the process, weights, trained state, and the activations of the largest batch."""
+    """Bytes at the peak: the process and weights, and what is the most of a training step, the comparison of paths
+    before the first one (masters are there, moments are not), and a validation."""
     width = number_bytes(machine)
-    largest = max(activation_bytes(batch, shape, kind, width) for batch, _ in work.training())
-    held = weight_bytes(shape, kind, machine) + state_bytes(kind, width)
-    return step.fixed_bytes + held + step.activation_scale * largest
+    states = state_bytes(kind, width)
+    training = states + step.activation_scale * max(activation_bytes(b, shape, kind, width) for b, _ in work.training())
+    before = kind.trainable * (4.0 if width < 4 else 0.0) + check_bytes(work, shape, width)
+    validating = states + max((forward_bytes(b, shape, width) for b in work.validation), default=0.0)
+    return step.fixed_bytes + weight_bytes(shape, kind, machine) + max(training, before, validating)
 
 
 def _host_bytes(shape: Shape, kind: Kind, machine: Machine) -> int:

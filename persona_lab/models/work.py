@@ -240,6 +240,23 @@ def activation_bytes(batch: BatchShape, shape: Shape, kind: Kind, width: int) ->
     return layers + logits
 
 
+def check_bytes(work: Load, shape: Shape, width: int) -> float:
+    """Of the comparison of the fast path with the plain one: all logits, and those of what is predicted in fp32."""
+    if not work.checked:
+        return 0.0
+    plain = work.checked[-1]
+    return (plain.tokens * width + plain.supervised * (8.0 + width)) * shape.vocabulary
+
+
+def forward_bytes(batch: BatchShape, shape: Shape, width: int) -> float:
+    """Of a forward pass without gradients: one layer at a time, and the head's chunk of logits."""
+    inner = batch.tokens * (8 * shape.hidden + 4 * shape.inner) + shape.heads * batch.rows * batch.width * (
+        batch.prefix + batch.width
+    )
+    caches = batch.tokens * 2 * shape.hidden * shape.layers
+    return (inner + caches) * width + min(batch.supervised, HEAD_CHUNK) * shape.vocabulary * 12.0
+
+
 def state_bytes(kind: Kind, width: int) -> float:
     """Of trained weights: gradient, fp32 master and its gradient, AdamW's two moments, the best weights so far."""
     if kind.low_memory:

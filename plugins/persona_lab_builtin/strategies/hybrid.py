@@ -72,23 +72,32 @@ class HybridStrategy(Strategy):
         self, config: HybridConfig, base: BaseModelInfo, dataset: Dataset | None, machine: Machine
     ) -> Estimate:
         """The larger memory and the summed time of both stages, and the ranking's."""
-        from persona_lab.api import estimate_training, layer_count, layer_parameters, lora_parameters
+        from persona_lab.api import (
+            combine_estimates,
+            estimate_training,
+            layer_count,
+            layer_parameters,
+            lora_parameters,
+        )
 
-        layers = self._count(config, layer_count(base))
-        trainable = layer_parameters(base, layers)
-        first = config.model_copy(update={"epochs": config.lora_epochs})
+        layers = layer_count(base)
+        count = self._count(config, layers)
+        held = min(len(dataset.of("validation")), 60) if dataset is not None else 15
+        ranking = (layers + 1) * min(config.ranking_conversations, held) / max(held, 1)
         lora = estimate_training(
-            first, base, dataset, machine, trainable=lora_parameters(base, config.rank), full_weights=False, passes=1.5
+            config.model_copy(update={"epochs": config.lora_epochs}),
+            base,
+            dataset,
+            machine,
+            trainable=lora_parameters(base, config.rank),
+            full_weights=False,
+            validations=ranking,
         )
-        top = estimate_training(config, base, dataset, machine, trainable=trainable, full_weights=True)
-        return Estimate(
-            trainable_parameters=trainable,
-            peak_memory_bytes=max(lora.peak_memory_bytes, top.peak_memory_bytes),
-            seconds=lora.seconds + top.seconds,
-            disk_bytes=lora.disk_bytes + top.disk_bytes,
-            uncertainty=max(lora.uncertainty, top.uncertainty),
-            reason=f"LoRA first, then the {layers} layers that matter most.",
+        # the chosen layers may lie anywhere, so the backward pass is counted whole
+        top = estimate_training(
+            config, base, dataset, machine, trainable=layer_parameters(base, count), full_weights=True
         )
+        return combine_estimates(lora, top, reason=f"LoRA first, then the {count} layers that matter most.")
 
     def train(self, job: TrainJob, ctx: TrainContext) -> Artifact:
         """Both stages; the ranking is kept in the artifact's details."""
