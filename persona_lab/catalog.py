@@ -7,6 +7,8 @@ its backup loses nothing, and a run that finished while no page was there still 
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from persona_lab.personas.probe_file import ProbeFile
 
 INSPECT_ROWS = 5
-MOST_REPORTS = 20
+MOST_REPORTS, FRESH_SECONDS = 20, 30.0
 """Evaluations the advisor looks at: the newest."""
 
 
@@ -50,6 +52,7 @@ class Catalog:
         self.home = home
         self.library = library
         self.trash = Trash(home, library)
+        self._outcomes: dict[str, tuple[float, tuple[Outcome, ...]]] = {}
 
     # --- personas --------------------------------------------------------------------------------
 
@@ -445,11 +448,15 @@ class Catalog:
         return sorted(found, key=lambda report: report.created, reverse=True)
 
     def own_outcomes(self, persona_id: str) -> tuple[Outcome, ...]:
-        """How specific this persona's own variants were found to be, for the advisor."""
+        """How specific this persona's own variants were found to be, for the advisor; looked up anew twice a minute."""
+        moment, found = self._outcomes.get(persona_id, (-math.inf, ()))
+        if time.monotonic() - moment < FRESH_SECONDS:
+            return found
         strategies = {v.id: v.strategy for v in self.variants(persona_id) if v.persona == persona_id}
-        if not strategies:
-            return ()
-        return outcomes_of([_metrics(report) for report in self.reports(persona_id)[:MOST_REPORTS]], strategies)
+        reports = self.reports(persona_id)[:MOST_REPORTS] if strategies else []
+        found = outcomes_of([_metrics(report) for report in reports], strategies)
+        self._outcomes[persona_id] = (time.monotonic(), found)
+        return found
 
     # --- recovery --------------------------------------------------------------------------------
 

@@ -200,6 +200,7 @@ class Rates(Frozen):
     created: str
     base: str
     parameters: int
+    layers: int
     adapter: StepRates
     full: StepRates
     forward_operation_seconds: float

@@ -79,10 +79,11 @@ def estimate_training(
         min(max(depth, 0.0), 1.0),
         checkpointing=_on(config, "checkpointing"),
         low_memory=_on(config, "low_memory"),
+        scores=machine.device == "cpu",
     )
     known = machine.measured or Measured()
     rates = known.rates or prior_rates(machine, shape)
-    step = _rates_of(kind, rates)
+    step = _rates_of(kind, rates, shape)
     parts = _seconds(config, work, shape, kind, rates, step, machine, passes, validations)
     parts["load"] += 0.0 if base.ready else FETCH_SECONDS
     memory = _memory(work, shape, kind, step, machine)
@@ -180,11 +181,11 @@ def _on(config: Any, name: str) -> bool:
     return value is True or value in ("on", "always", "yes")
 
 
-def _rates_of(kind: Kind, rates: Rates) -> StepRates:
-    """Rates for this kind of step: those of the nearer kind, with the optimizer's pass over what is trained."""
+def _rates_of(kind: Kind, rates: Rates, shape: Shape) -> StepRates:
+    """Rates for this kind of step on this base: launches go with its layers, the optimizer with what is trained."""
     near = rates.full if kind.full_weights else rates.adapter
-    optimizer = (kind.trainable - near.trainable) * rates.optimizer_seconds
-    return near.model_copy(update={"step_seconds": max(near.step_seconds + optimizer, 0.0)})
+    launch = max(near.step_seconds - near.trainable * rates.optimizer_seconds, 0.0) * shape.layers / rates.layers
+    return near.model_copy(update={"step_seconds": launch + kind.trainable * rates.optimizer_seconds})
 
 
 def _uncertainty(known: Measured, guessed: float, which: int) -> float:
@@ -218,13 +219,14 @@ def _seconds(
         if not work.validation
         else BatchShape(samples, work.validation[0].prefix + 30, 0, 0)
     )
+    bigger = max(shape.parameters / rates.parameters, shape.layers / rates.layers)
     written = kind.trainable * (12 + number_bytes(machine)) * rates.written_byte_seconds
     return {
         "load": PREPARING_SECONDS + rates.load_seconds + (shape.parameters - rates.parameters) * 2e-9,
         "check": _check_seconds(work, shape, forward),
         "train": training * passes,
         "validate": one * (checks + validations),
-        "samples": checks * (SAMPLE_TOKENS * rates.token_seconds + forward * forward_operations(prompt, shape))
+        "samples": checks * (SAMPLE_TOKENS * rates.token_seconds * bigger + forward * forward_operations(prompt, shape))
         if samples
         else 0.0,
         "checkpoints": written * _checkpoints(work.evaluations, written, training * passes)

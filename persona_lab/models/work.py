@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from persona_lab.datasets.batching import SHORTEST_PREFIX, VALIDATION_BATCH, batches_of_epoch, sorted_batches
@@ -100,7 +100,8 @@ class Kind:
     depth: float = 1.0
     checkpointing: bool = False
     low_memory: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)
+    scores: bool = True
+    """Attention keeps its scores for the backward pass, as on a CPU; an accelerator's computes them again."""
 
 
 def shape_of(base: BaseModelInfo) -> Shape:
@@ -233,7 +234,8 @@ def activation_bytes(batch: BatchShape, shape: Shape, kind: Kind, width: int) ->
     kept = shape.layers * kind.depth
     per_token = 8 * shape.hidden + 4 * shape.inner
     pairs = batch.rows * batch.width * (batch.prefix + batch.width) + batch.prefix**2
-    layers = kept * width * (batch.tokens * per_token + shape.heads * pairs)
+    scores = shape.heads * pairs if kind.scores else 0
+    layers = kept * width * (batch.tokens * per_token + scores)
     if kind.checkpointing:  # only each layer's input is kept, and one layer is computed at a time
         layers = kept * width * batch.tokens * shape.hidden + layers / max(kept, 1)
     logits = min(batch.supervised, HEAD_CHUNK) * shape.vocabulary * 12.0
