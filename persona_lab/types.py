@@ -192,6 +192,8 @@ class StepRates(Frozen):
     """Activations as measured, divided by activations as counted."""
     trainable: int = 0
     """How many weights were trained when this was measured."""
+    load_seconds: float = 0.0
+    """From an imported torch to a model ready to train."""
 
 
 class Rates(Frozen):
@@ -207,8 +209,6 @@ class Rates(Frozen):
     """Without gradients, as in validation."""
     token_seconds: float
     """Of each further token of the sample replies of a validation."""
-    load_seconds: float
-    """Libraries and weights; of a base of `parameters`."""
     written_byte_seconds: float
     """Of checkpoints and artifacts, flushed to disk."""
     optimizer_seconds: float = 0.0

@@ -178,7 +178,6 @@ def rates_from(base: BaseModelInfo, machine: Machine, adapter: KindTimes, full: 
         full=heavy,
         forward_operation_seconds=min(forward) if forward else light.operation_seconds,
         token_seconds=median(tokens) if tokens else light.step_seconds / 3,
-        load_seconds=median(k.load_seconds for k in (adapter, full) if k),
         written_byte_seconds=largest.checkpoint_seconds / max(largest.checkpoint_bytes, 1),
         optimizer_seconds=extra / more,
     )
@@ -205,6 +204,7 @@ def _step_rates(times: KindTimes, kind: Kind, shape: Shape, machine: Machine) ->
         fixed_bytes=max(times.long.step_bytes - held - scale * high, 0.0),
         activation_scale=scale,
         trainable=times.trainable,
+        load_seconds=times.load_seconds,
     )
 
 
@@ -230,7 +230,11 @@ def prior_rates(machine: Machine, shape: Shape) -> Rates:
     process = 0.0 if machine.device == "cuda" else float(PROCESS_BYTES)
     bus = 2e-9 / min(machine.cores, 4) if machine.device == "cpu" else 5e-11
     light = StepRates(
-        step_seconds=launch, operation_seconds=operation, fixed_bytes=process, activation_scale=1.7, trainable=0
+        step_seconds=launch,
+        operation_seconds=operation,
+        fixed_bytes=process,
+        activation_scale=1.7,
+        load_seconds=1.5 + shape.parameters * 2e-9,
     )
     return Rates(
         created="",
@@ -241,7 +245,6 @@ def prior_rates(machine: Machine, shape: Shape) -> Rates:
         full=light,
         forward_operation_seconds=operation,
         token_seconds=launch / 4 + shape.parameters * (2e-11 if machine.device != "cpu" else 2e-10),
-        load_seconds=4.0 + shape.parameters * 2e-9,
         written_byte_seconds=3e-9,
         optimizer_seconds=bus,
     )

@@ -29,9 +29,9 @@ from persona_lab.models.work import (
 )
 from persona_lab.types import BaseModelInfo, Dataset, Estimate, FitSettings, Machine, Measured, Rates, StepRates
 
-PREPARING_SECONDS = 1.0
+PREPARING_SECONDS = 0.3
 """Reading the data and rendering it twice; of a few hundred conversations."""
-SAVING_SECONDS = 1.0
+SAVING_SECONDS = 0.5
 FETCH_SECONDS = 30.0
 SAMPLE_TOKENS = 24
 """Of a sample reply, as in `training.context`."""
@@ -129,7 +129,7 @@ def estimate_forward(
     if more:  # the paths were compared without them
         work = replace(work, checked=[])
     parts = {
-        "load": PREPARING_SECONDS + rates.load_seconds + (shape.parameters - rates.parameters) * 2e-9,
+        "load": PREPARING_SECONDS + rates.full.load_seconds + (shape.parameters - rates.parameters) * 2e-9,
         "check": _check_seconds(work, shape, rates.forward_operation_seconds),
         "validate": passes * read * rates.forward_operation_seconds,
     }
@@ -222,7 +222,7 @@ def _seconds(
     bigger = max(shape.parameters / rates.parameters, shape.layers / rates.layers)
     written = kind.trainable * (12 + number_bytes(machine)) * rates.written_byte_seconds
     return {
-        "load": PREPARING_SECONDS + rates.load_seconds + (shape.parameters - rates.parameters) * 2e-9,
+        "load": PREPARING_SECONDS + step.load_seconds + (shape.parameters - rates.parameters) * 2e-9,
         "check": _check_seconds(work, shape, forward),
         "train": training * passes,
         "validate": one * (checks + validations),

@@ -115,6 +115,7 @@ def measure(kind: str, base: BaseModelInfo, machine: Machine) -> KindTimes:
     """Load the base and take real steps of one kind: a few on a short batch, then a few on a long one."""
     from persona_lab.datasets.rendering import ChatRenderer
     from persona_lab.inference.loading import load_model
+    from persona_lab.training import context  # noqa: F401  (what a run has imported before its clock starts)
     from persona_lab.training.lora import attach_lora
     from persona_lab.training.memory import peak_memory
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -304,3 +305,21 @@ def test_own_numbers_of_a_strategy_stay_its_own() -> None:
     assert corrected(plain, "other", machine).uncertainty == 3.0
     modelled = plain.model_copy(update={"parts": {"train": 1.0}, "seconds": 100})
     assert corrected(modelled, "lora", machine).seconds == 100
+
+
+def test_company_is_what_others_take() -> None:
+    """A busy process of somebody else's on every core is noticed; an idle machine is nobody's company."""
+    import subprocess
+    import sys
+    import time
+
+    from persona_lab.processes import Company
+
+    company = Company()
+    spin = "import time; end = time.monotonic() + 1.5\nwhile time.monotonic() < end: pass"
+    others = [subprocess.Popen([sys.executable, "-c", spin]) for _ in range(2 * (os.cpu_count() or 1))]
+    time.sleep(1.2)
+    share = company.share()
+    for process in others:
+        process.wait()
+    assert 0.5 < share <= 1.05
