@@ -62,7 +62,7 @@ CROWDED = 0.9
 
 def _busy_seconds() -> float:
     times = psutil.cpu_times()
-    return float(sum(getattr(times, name, 0.0) for name in ("user", "system", "irq", "softirq", "steal")))
+    return float(sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal")))
 
 
 def _own_seconds() -> float:
