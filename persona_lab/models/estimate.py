@@ -126,8 +126,9 @@ def estimate_forward(
     rates, width = known.rates or prior_rates(machine, shape), number_bytes(machine)
     longer = [replace(batch, prefix=batch.prefix + more) for batch in work.validation]
     read = sum(forward_operations(batch, shape) for batch in longer)
-    if more:  # the paths were compared without them
-        work = replace(work, checked=[])
+    # paths are compared on these conversations only, and before anything more stands in front of them
+    shortest = work.validation[:1] if not more else []
+    work = replace(work, checked=[c for b in shortest for c in (b, replace(b, width=b.width + b.prefix, prefix=0))])
     parts = {
         "load": PREPARING_SECONDS + rates.full.load_seconds + (shape.parameters - rates.parameters) * 2e-9,
         "check": _check_seconds(work, shape, rates.forward_operation_seconds),
