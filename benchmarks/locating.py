@@ -32,11 +32,9 @@ from persona_lab.models import registry
 from persona_lab.models.machine import worker_machine
 from persona_lab.personas.prompt import system_prompt
 from persona_lab.plugins import Plugins
-from persona_lab.training.batches import shared_prefix
 from persona_lab.training.context import Context
-from persona_lab.training.locate import ablation, benefit_per_cost, sensitivity
+from persona_lab.training.locate import ablation, benefit_per_cost
 from persona_lab.training.lora import attach_lora, merged_model, train_layers
-from persona_lab.training.paths import choose_path
 from persona_lab.types import FitSettings, Message
 
 QUARTER = 8 / 30
@@ -145,11 +143,8 @@ def one(home: Home, persona: str, seed: int, rates: Sequence[float], criteria: S
     ablated = time.perf_counter() - started
     merged = merged_model(model)
     kept = {name: p.detach().clone() for name, p in merged.named_parameters()}
-    examples = ctx._rendered(ctx.dataset.of("validation")[: 2 * RANKED_ON], 1024)
-    path = choose_path(merged, examples, ctx.renderer.pad_id, "cpu", lambda *_: None)
     started = time.perf_counter()
-    prefix = shared_prefix(examples) if path.uses_prefix() else ()
-    fisher = sensitivity(merged, examples, prefix, path, ctx.renderer.pad_id, "cpu")
+    fisher = ctx.layer_sensitivity(merged, 2 * RANKED_ON)
     sensed = time.perf_counter() - started
     layers = len(rises)
     count = max(1, round(QUARTER * layers))

@@ -70,6 +70,8 @@ _TOOLKIT = {
     "match_speaker": "persona_lab.datasets.turns",
     "UnusableRow": "persona_lab.datasets.turns",
     "estimate_training": "persona_lab.models.estimate",
+    "estimate_forward": "persona_lab.models.estimate",
+    "combine_estimates": "persona_lab.models.estimate",
     "data_problems": "persona_lab.training.advice",
     "lora_parameters": "persona_lab.training.sizes",
     "layer_parameters": "persona_lab.training.sizes",
@@ -106,6 +108,8 @@ _TOOLKIT = {
     "parse_weights": "persona_lab.datasets.aspects",
     "attach_aspect": "persona_lab.training.aspects",
     "save_aspects": "persona_lab.training.aspects",
+    "ablation": "persona_lab.training.locate",
+    "benefit_per_cost": "persona_lab.training.locate",
     "attach_lora": "persona_lab.training.lora",
     "adapted_layers": "persona_lab.training.lora",
     "without_layer": "persona_lab.training.lora",
@@ -219,6 +223,9 @@ class TrainContext(Reporter, Protocol):
             examples: in-context examples put before each conversation, or what gives them for its messages (a pool);
                 they are not counted.
         """
+
+    def layer_sensitivity(self, model: Any, limit: int = 24) -> list[tuple[int, float]]:
+        """(layer, mean squared gradient a weight) of a plain model, on the first validation conversations."""
 
     def loglikelihood(self, model: Any, items: Sequence[tuple[Sequence[Message], str]]) -> list[LogLikelihood]:
         """Of each (messages, reply); messages include the system message if one is wanted."""

@@ -6,6 +6,9 @@ its backup loses nothing, and a run that finished while no page was there still 
 
 from __future__ import annotations
 
+import json
+import math
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from persona_lab.advisor import Outcome, outcomes_of
 from persona_lab.errors import BadInput, UnknownName
 from persona_lab.home import Home, disk_errors, write_atomic
 from persona_lab.jobs import view as view_run
@@ -39,6 +43,8 @@ if TYPE_CHECKING:
     from persona_lab.personas.probe_file import ProbeFile
 
 INSPECT_ROWS = 5
+MOST_REPORTS, FRESH_SECONDS = 20, 30.0
+"""Evaluations the advisor looks at: the newest."""
 
 
 class Catalog:
@@ -48,6 +54,7 @@ class Catalog:
         self.home = home
         self.library = library
         self.trash = Trash(home, library)
+        self._outcomes: dict[str, tuple[float, tuple[Outcome, ...]]] = {}
 
     # --- personas --------------------------------------------------------------------------------
 
@@ -501,6 +508,17 @@ class Catalog:
                 found.append(report_of(run))
         return sorted(found, key=lambda report: report.created, reverse=True)
 
+    def own_outcomes(self, persona_id: str) -> tuple[Outcome, ...]:
+        """How specific this persona's own variants were found to be, for the advisor; looked up anew twice a minute."""
+        moment, found = self._outcomes.get(persona_id, (-math.inf, ()))
+        if time.monotonic() - moment < FRESH_SECONDS:
+            return found
+        strategies = {v.id: v.strategy for v in self.variants(persona_id) if v.persona == persona_id}
+        reports = self.reports(persona_id)[:MOST_REPORTS] if strategies else []
+        found = outcomes_of([_metrics(report) for report in reports], strategies)
+        self._outcomes[persona_id] = (time.monotonic(), found)
+        return found
+
     # --- recovery --------------------------------------------------------------------------------
 
     def recover(self) -> None:
@@ -542,3 +560,12 @@ class Catalog:
         row_id = path.name.removesuffix(".summary.json")
         if self.library.get(table, row_id) is None:
             self.library.put(table, model.model_validate_json(path.read_bytes()).model_dump(mode="json"))
+
+
+def _metrics(report: ReportView) -> dict[str, Any]:
+    """What an evaluation kept; empty where its file is gone or damaged."""
+    try:
+        kept = json.loads(Path(report.data).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}

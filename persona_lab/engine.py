@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lab import catalog, evaluating
+from persona_lab.advisor import Advisor
 from persona_lab.continuing import parent_of
 from persona_lab.errors import BadInput, PersonaLabError, UnknownName, WorkFailed
 from persona_lab.events import AnyEvent, read_events
@@ -24,6 +25,7 @@ from persona_lab.library import Library
 from persona_lab.planning import plan_strategies
 from persona_lab.plugins import Plugins
 from persona_lab.settings import validate_settings
+from persona_lab.training.remedies import refuse_misfit
 from persona_lab.types import (
     BaseModelInfo,
     ChatChunk,
@@ -328,21 +330,34 @@ class Engine:
         strategy: str | None = None,
         base: str = "starter",
         settings: Mapping[str, Any] | None = None,
+        minutes: float | None = None,
+        dataset_id: str | None = None,
     ) -> list[PlanRow]:
-        """What each strategy would cost on this machine, ranked; the first is the recommendation."""
-        persona = self.persona(persona_id)
-        dataset = self._newest_dataset(persona_id)
+        """What each strategy would cost on this machine, ranked; the first is the recommendation.
+
+        Args:
+            minutes: the most a training may take; what takes longer is not recommended.
+            dataset_id: None: the persona's newest.
+        """
+        persona, info = self.persona(persona_id), self.base_model(base)
+        dataset = self.dataset(dataset_id) if dataset_id else self._newest_dataset(persona_id)
         chosen = [self.plugins.get("strategy", strategy)] if strategy else self.plugins.all("strategy")
+        machine = self._informed(info, dataset, persona)
+        advisor = Advisor(minutes, self.catalog.own_outcomes(persona_id))
         return plan_strategies(
-            self.plugins,
-            chosen,
-            persona,
-            dataset,
-            self.base_model(base),
-            self.machine(),
-            settings or {},
-            bool(strategy),
+            self.plugins, chosen, persona, dataset, info, machine, settings or {}, bool(strategy), advisor
         )
+
+    def _informed(self, base: BaseModelInfo, dataset: Dataset | None, persona: Persona) -> Machine:
+        """The machine with what was measured on it, and this data's exact lengths."""
+        from persona_lab.models.counting import informed
+
+        return informed(self.machine(), self.home, base, dataset, persona)
+
+    def calibrate(self, base: str = "starter") -> str:
+        """Start a run that measures a few real steps on this machine, for exact plans; gives the run's id."""
+        self.base_model(base)
+        return self._submit("calibrate", f"calibrate-{slug(base, 'model')}", name=f"Measure steps of {base}", base=base)
 
     def _newest_dataset(self, persona_id: str) -> Dataset | None:
         summaries = self.datasets(persona_id)
@@ -363,18 +378,22 @@ class Engine:
         seed: int = 0,
         name: str = "",
         dataset_id: str | None = None,
+        force: bool = False,
     ) -> str:
         """Queue the training of a variant; gives the run's id.
 
+        Args:
+            force: start even what is predicted not to fit into memory.
+
         Raises:
-            UnknownName, BadSetting, BadInput: before anything is started.
+            UnknownName, BadSetting, BadInput, WillNotFit: before anything is started.
         """
         part = self.plugins.get("strategy", strategy)
         config = validate_settings(part.Config, settings or {}, f"strategy {strategy!r}")
         persona = self.persona(persona_id)
         parent = parent_of(part, config, persona, base, self.variants())
         base = parent.base if parent else base
-        self.base_model(base)
+        info = self.base_model(base)
         dataset = self.dataset(dataset_id) if dataset_id else self._newest_dataset(persona_id)
         if dataset is None:
             fix = f"Import one: persona-lab datasets import FILE --persona {persona_id}."
@@ -387,6 +406,9 @@ class Engine:
         for problem in problems:
             if problem.severity == "error":
                 raise BadInput(problem.message, problem.fix)
+        if not force:
+            machine = self._informed(info, dataset, persona)
+            refuse_misfit(self.plugins, part, config, persona, info, dataset, machine)
         return self._submit(
             "train",
             f"{persona_id[:40]}-{slug(strategy)}",
@@ -400,6 +422,7 @@ class Engine:
             variants=(parent,) if parent else (),
             parent_datasets=tuple(map(str, self.catalog.datasets_behind(parent))) if parent else (),
             seed=seed,
+            force=force,
         )
 
     def evaluate(

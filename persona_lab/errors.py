@@ -3,6 +3,7 @@
 PersonaLabError                 exit 1   anything of ours
 ├── UserError                   exit 2   the caller can mend it by asking differently
 │   ├── BadInput                         a file, row, card or dataset that cannot be used
+│   ├── WillNotFit                       a run that is predicted to need more memory than there is
 │   ├── BadSetting                       an unknown or out-of-bounds setting (lists every problem)
 │   └── UnknownName                      no such persona, variant, strategy, ... (with the nearest match)
 ├── HomeLocked                  exit 1   another Persona Lab process owns this data home
@@ -55,6 +56,12 @@ class BadInput(UserError):
     """A file, row, card or dataset that cannot be used."""
 
     cause = "bad_data"
+
+
+class WillNotFit(UserError):
+    """A run is predicted, beyond its error bar, to need more memory than there is; `fix` names what would fit."""
+
+    cause = "will_not_fit"
 
 
 class BadSetting(UserError):

@@ -71,6 +71,14 @@ class Home:
         return self.root / "cache" / "scores.sqlite"
 
     @property
+    def calibration(self) -> Path:
+        return self.root / "calibration.json"
+
+    @property
+    def token_counts(self) -> Path:
+        return self.root / "cache" / "tokens"
+
+    @property
     def exports(self) -> Path:
         return self.root / "exports"
 

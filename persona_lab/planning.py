@@ -1,18 +1,37 @@
-"""Ranks strategies for this machine before anything is started: what fits, what it costs, and why this one first."""
+"""What each strategy would cost on this machine before anything is started, and which one to take.
+
+The order comes from `advisor`; what would make a run fit, from `training.remedies`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from persona_lab.advisor import Advice, Advisor
 from persona_lab.errors import PluginFailed
 from persona_lab.plugins import Plugins
 from persona_lab.settings import validate_settings
-from persona_lab.types import BaseModelInfo, Dataset, Estimate, Machine, Persona, PlanRow, Problem
+from persona_lab.training.remedies import Remedies, estimate_of, memory_problem, verdict
+from persona_lab.types import BaseModelInfo, Change, Dataset, Estimate, Machine, Persona, PlanRow, Problem
 
-# a run may use this share of what is free before the machine starts to swap
-MEMORY_SHARE = 0.9
 NO_ESTIMATE = Estimate(trainable_parameters=0, peak_memory_bytes=0, seconds=0, disk_bytes=0)
+
+
+@dataclass(frozen=True)
+class _Considered:
+    """One strategy and what was found out about it."""
+
+    part: Any
+    estimate: Estimate
+    problems: tuple[Problem, ...]
+    changes: tuple[Change, ...]
+    advice: Advice
+
+    @property
+    def blocked(self) -> bool:
+        return any(problem.severity == "error" for problem in self.problems)
 
 
 def plan_strategies(
@@ -24,58 +43,59 @@ def plan_strategies(
     machine: Machine,
     settings: Mapping[str, Any],
     strict: bool,
+    advisor: Advisor | None = None,
 ) -> list[PlanRow]:
     """Rows in order of recommendation.
 
     Args:
+        machine: with what was measured on it (`models.counting.informed`), else with wider error bars.
         settings: applied to each strategy that has such fields.
         strict: a setting that the strategy does not have is an error (one strategy was named).
+        advisor: knows the evidence and the time budget; None: the packaged evidence, no budget.
 
     Raises:
         BadSetting. PluginFailed: of the one strategy that was named.
     """
-    rows = []
+    remedies = Remedies(plugins, persona, base, dataset, machine)
+    judge = advisor or Advisor()
+    found = []
     for part in strategies:
         values = settings if strict else {k: v for k, v in settings.items() if k in part.Config.model_fields}
         config = validate_settings(part.Config, values, f"strategy {part.id!r}")
         try:
             problems = plugins.guarded("strategy", part.id, part.check, config, persona, dataset, machine)
-            estimate = plugins.guarded("strategy", part.id, part.estimate, config, base, dataset, machine)
+            estimate = estimate_of(plugins, part, config, base, dataset, machine)
         except PluginFailed as error:
             if strict:
                 raise
             # one plugin's fault must not hide what the others would cost
             problems, estimate = [Problem(message=error.message, fix=error.fix)], NO_ESTIMATE
-        rows.append((part, estimate, [*problems, *_resource_problems(estimate, machine)]))
-    rows.sort(key=lambda row: (_blocked(row[2]), getattr(row[0], "rank", 100), row[1].seconds))
-    return [_row(number, *row) for number, row in enumerate(rows, start=1)]
+        changes = () if verdict(estimate, machine) == "fits" else remedies.changes(part, config)
+        problems = [*problems, *_resource_problems(part, estimate, machine, changes)]
+        advice = judge.advise(part, config, estimate, dataset, machine)
+        found.append(_Considered(part, estimate, tuple(problems), changes, advice))
+    found.sort(key=lambda one: (one.blocked, *one.advice.order, getattr(one.part, "rank", 100), one.estimate.seconds))
+    return [_row(number, one) for number, one in enumerate(found, start=1)]
 
 
-def _blocked(problems: Sequence[Problem]) -> bool:
-    return any(problem.severity == "error" for problem in problems)
-
-
-def _resource_problems(estimate: Estimate, machine: Machine) -> list[Problem]:
-    found = []
-    memory = machine.accelerator_bytes if machine.device == "cuda" else machine.memory_free_bytes
-    if estimate.peak_memory_bytes > MEMORY_SHARE * memory:
-        need, have = estimate.peak_memory_bytes / 2**30, memory / 2**30
-        found.append(
-            Problem(message=f"Needs about {need:.1f} GB of memory; {have:.1f} GB are free.", field="batch_size")
-        )
+def _resource_problems(part: Any, estimate: Estimate, machine: Machine, changes: Sequence[Change]) -> list[Problem]:
+    memory = memory_problem(estimate, machine, changes, part.id)
+    found = [memory] if memory else []
     if estimate.disk_bytes > machine.disk_free_bytes:
         need, have = estimate.disk_bytes / 2**30, machine.disk_free_bytes / 2**30
-        found.append(Problem(message=f"Needs about {need:.1f} GB of disk; {have:.1f} GB are free."))
+        message = f"Needs about {need:.1f} GB of disk; {have:.1f} GB are free."
+        found.append(Problem(message=message, fix="Free some space, or use another disk with --home DIR."))
     return found
 
 
-def _row(rank: int, part: Any, estimate: Estimate, problems: Sequence[Problem]) -> PlanRow:
-    blocked = _blocked(problems)
-    reason = " ".join(problem.message for problem in problems) if blocked else estimate.reason or part.summary
+def _row(rank: int, one: _Considered) -> PlanRow:
+    part, estimate = one.part, one.estimate
+    serious = " ".join(problem.message for problem in one.problems if problem.severity == "error")
+    reason = serious or one.advice.reason or estimate.reason or part.summary
     return PlanRow(
         strategy=part.id,
         title=part.title,
-        fits=not blocked,
+        fits=not one.blocked,
         rank=rank,
         reason=reason,
         trainable_parameters=estimate.trainable_parameters,
@@ -83,5 +103,11 @@ def _row(rank: int, part: Any, estimate: Estimate, problems: Sequence[Problem]) 
         seconds=round(estimate.seconds, 1),
         disk_bytes=estimate.disk_bytes,
         uncertainty=estimate.uncertainty,
-        problems=tuple(problems),
+        problems=one.problems,
+        recommended=rank == 1 and not one.blocked,
+        evidence=(*one.advice.evidence, *([estimate.reason] if estimate.reason != reason else [])),
+        changes=one.changes,
+        memory_uncertainty=estimate.memory_uncertainty or estimate.uncertainty,
+        host_memory_bytes=estimate.host_memory_bytes,
+        parts=estimate.parts,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from typing import Any
 
 import psutil
@@ -45,3 +46,32 @@ def peak_memory() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+class Company:
+    """How much of the machine other programs took since this was made: what slows a run without being part of it."""
+
+    def __init__(self) -> None:
+        self._began, self._busy, self._own = time.monotonic(), _busy_seconds(), _own_seconds()
+
+    def share(self) -> float:
+        """Of all cores' time, 0 .. 1; 0 where cores were left idle enough that nobody was in the way."""
+        cores = psutil.cpu_count() or 1
+        whole = max(time.monotonic() - self._began, 1e-3) * cores
+        own = _own_seconds() - self._own
+        others = max(_busy_seconds() - self._busy - own, 0.0)
+        return others / whole if (own + others) / whole > CROWDED else 0.0
+
+
+CROWDED = 0.9
+"""Share of all cores' time above which programs wait for each other."""
+
+
+def _busy_seconds() -> float:
+    times = psutil.cpu_times()
+    return float(sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal")))
+
+
+def _own_seconds() -> float:
+    times = psutil.Process().cpu_times()
+    return float(times.user + times.system)

@@ -16,7 +16,7 @@ Role = Literal["system", "user", "assistant"]
 Split = Literal["train", "validation", "test"]
 Kind = Literal["strategy", "evaluator", "reader", "exporter", "tab"]
 VariantKind = Literal["base", "prompt", "adapter", "weights"]
-RunKind = Literal["train", "evaluate", "export", "fetch"]
+RunKind = Literal["train", "evaluate", "export", "fetch", "calibrate"]
 Quantization = Literal["nf4", "nf4_single"]
 """4-bit weights, with or without double quantisation of their scales."""
 RunStatus = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
@@ -185,6 +185,79 @@ class BaseModelInfo(Frozen):
     """Of a foundation kept here: the id of the base it was trained from."""
 
 
+class StepRates(Frozen):
+    """One kind of training step on one machine: seconds = `step_seconds` + operations * `operation_seconds`."""
+
+    step_seconds: float
+    """What a step costs whatever its size: launching every layer, the optimizer's pass over the trained weights."""
+    operation_seconds: float
+    """Of a floating-point operation as `persona_lab.models.work` counts them."""
+    fixed_bytes: float
+    """Held beside weights, trained state and activations: the process, the libraries, what an allocator keeps."""
+    activation_scale: float
+    """Activations as measured, divided by activations as counted."""
+    trainable: int = 0
+    """How many weights were trained when this was measured."""
+    load_seconds: float = 0.0
+    """From an imported torch to a model ready to train."""
+
+
+class Rates(Frozen):
+    """What a few real steps on this machine took; units: seconds and bytes."""
+
+    created: str
+    base: str
+    parameters: int
+    layers: int
+    adapter: StepRates
+    full: StepRates
+    forward_operation_seconds: float
+    """Without gradients, as in validation."""
+    token_seconds: float
+    """Of each further token of the sample replies of a validation."""
+    written_byte_seconds: float
+    """Of checkpoints and artifacts, flushed to disk."""
+    optimizer_seconds: float = 0.0
+    """Of each trained weight, each step."""
+
+
+class Residual(Frozen):
+    """A finished run against what was predicted for it before correction."""
+
+    strategy: str
+    created: str
+    seconds: float
+    """0: not comparable, since other programs kept the machine busy."""
+    predicted_seconds: float
+    memory_bytes: float
+    predicted_memory_bytes: float
+    modelled: bool = True
+    """The prediction came from `estimate_training`; a strategy's own numbers say nothing of other strategies."""
+
+
+class TokenCounts(Frozen):
+    """Exact lengths of one dataset's conversations, as one base reads them under one system prompt.
+
+    `conversations`: (tokens, supervised tokens) by conversation id, not shortened; `prefix`: leading tokens they share.
+    """
+
+    dataset: str
+    base: str
+    prefix: int
+    conversations: dict[str, tuple[int, int]]
+
+
+class Measured(Frozen):
+    """What is known of this machine and this data by measurement; estimates use whatever of it is there."""
+
+    rates: Rates | None = None
+    same_base: bool = True
+    """`rates` were measured with a base of this size; else they are carried over from another."""
+    residuals: tuple[Residual, ...] = ()
+    """Of earlier runs on this machine with a base of this size, oldest first."""
+    counts: tuple[TokenCounts, ...] = ()
+
+
 class Machine(Frozen):
     """What there is to work with."""
 
@@ -197,6 +270,8 @@ class Machine(Frozen):
     disk_free_bytes: int
     bf16: bool
     """Whether bf16 arithmetic is fast here."""
+    measured: Measured | None = None
+    """Put in by whoever plans; `estimate_training` reads it, so a strategy that passes its machine on profits."""
 
 
 class Problem(Frozen):
@@ -209,14 +284,36 @@ class Problem(Frozen):
 
 
 class Estimate(Frozen):
-    """What a run will cost. `uncertainty` is a factor: the truth is expected within value / u .. value * u."""
+    """What a run will cost. `uncertainty` is a factor: the truth is expected within value / u .. value * u (90%).
+
+    Time is of the whole schedule; a run that stops early takes less.
+    """
 
     trainable_parameters: int
     peak_memory_bytes: int
+    """Of the accelerator for `cuda`, else of the process."""
     seconds: float
     disk_bytes: int
     uncertainty: float = 2.0
     reason: str = ""
+    memory_uncertainty: float | None = None
+    """The factor for `peak_memory_bytes`; None: the same as for time."""
+    host_memory_bytes: int = 0
+    """Main memory of a run whose `peak_memory_bytes` is the accelerator's."""
+    parts: dict[str, float] = Field(default_factory=dict)
+    """Seconds of `load`, `check`, `train`, `validate`, `samples`, `checkpoints` and `save`, where they are known."""
+    steps: int = 0
+    """Of the optimizer, in all stages."""
+
+
+class Change(Frozen):
+    """A change that would make a run fit, and what the run would then cost."""
+
+    set: dict[str, Any] = Field(default_factory=dict)
+    strategy: str
+    peak_memory_bytes: int
+    seconds: float
+    why: str = ""
 
 
 class PlanRow(Frozen):
@@ -233,6 +330,14 @@ class PlanRow(Frozen):
     disk_bytes: int
     uncertainty: float
     problems: tuple[Problem, ...] = ()
+    recommended: bool = False
+    evidence: tuple[str, ...] = ()
+    """What speaks for and against it: measured comparisons, this user's own runs, this machine."""
+    changes: tuple[Change, ...] = ()
+    """Where it does not fit: what would, least harm first."""
+    memory_uncertainty: float = 2.0
+    host_memory_bytes: int = 0
+    parts: dict[str, float] = Field(default_factory=dict)
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -547,6 +652,8 @@ class Job(Frozen):
     base: str = "starter"
     strategy: str = ""
     config: dict[str, Any] = Field(default_factory=dict)
+    force: bool = False
+    """Train: start although it is predicted not to fit."""
     variants: tuple[Variant, ...] = ()
     """What is evaluated or exported; of a training, the variant it goes on from."""
     parent_datasets: tuple[str, ...] = ()
@@ -569,7 +676,7 @@ class RunView(Frozen):
     name: str
     status: RunStatus
     cause: str = ""
-    """For failed: out_of_memory, bad_data, bad_model, disk_full, plugin, bug, ..."""
+    """For failed: out_of_memory, will_not_fit, bad_data, bad_model, disk_full, plugin, bug, ..."""
     message: str = ""
     fix: str = ""
     persona: str = ""

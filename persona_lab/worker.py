@@ -90,6 +90,10 @@ def run_job(job: Job, reporter: WorkerReporter, plugins: Plugins) -> dict[str, A
         from persona_lab.export.run import run as export
 
         return export(job, reporter, plugins)
+    if job.kind == "calibrate":
+        from persona_lab.training.calibrate import run as calibrate
+
+        return calibrate(job, reporter)
     from persona_lab.models.registry import ensure
 
     return {"model": ensure(job.base, Home(Path(job.home)), reporter).model_dump(mode="json", exclude={"config"})}

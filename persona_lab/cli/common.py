@@ -72,7 +72,7 @@ def require_done(run: RunView) -> None:
     error = PersonaLabError(run.message or f"Run {run.id} is {run.status}.", run.fix)
     if run.status == "cancelled":
         raise Cancelled(f"Run {run.id} was stopped.", f"Go on with: persona-lab runs resume {run.id}.")
-    if run.cause in ("bad_data", "bad_setting", "bad_input"):
+    if run.cause in ("bad_data", "bad_setting", "bad_input", "will_not_fit"):
         raise BadInput(error.message, error.fix)
     if run.status == "interrupted":
         error = PersonaLabError(f"Run {run.id} was interrupted. {run.message}", run.fix)

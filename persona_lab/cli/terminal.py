@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from persona_lab.errors import PersonaLabError
 from persona_lab.events import AnyEvent
-from persona_lab.types import RunView
+from persona_lab.types import PlanRow, RunView
 
 PLAIN_SECONDS = 5.0
 
@@ -80,6 +80,23 @@ def duration(seconds: float | None) -> str:
         return "?"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def print_plan(rows: Sequence[PlanRow]) -> None:
+    """The plan as a table, then what speaks for the first, and what would make it fit where it does not."""
+    table = [
+        (r.rank, r.strategy, r.fits, _about(r), size(r.peak_memory_bytes), size(r.disk_bytes), r.reason) for r in rows
+    ]
+    print_table(("rank", "strategy", "fits", "time", "memory", "disk", "why"), table, "No strategies.")
+    for row in rows[:1]:
+        lines = [*row.evidence, *(f"{problem.message} {problem.fix}".strip() for problem in row.problems)]
+        print("\n".join(f"  {line}" for line in [f"{row.title}:", *lines]))
+
+
+def _about(row: PlanRow) -> str:
+    """The time with its error bar."""
+    low, high = row.seconds / row.uncertainty, row.seconds * row.uncertainty
+    return f"{duration(row.seconds)} ({duration(low)} to {duration(high)})"
 
 
 class Progress:

@@ -47,21 +47,23 @@ def plan(
     strategy: Annotated[str | None, typer.Option("--strategy")] = None,
     base: BaseOption = "starter",
     set: SetOption = None,
+    minutes: Annotated[float | None, typer.Option("--minutes", min=0.1, help="The most a training may take.")] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="First measure a few real steps on this machine (about a minute).")
+    ] = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What each strategy would cost on this machine, before anything is started."""
-    from persona_lab.cli.terminal import duration, print_table, size
+    """What each strategy would cost on this machine, and which to take, before anything is started."""
+    from persona_lab.cli.terminal import print_plan
     from persona_lab.settings import parse_assignments
 
-    with opened(home, readonly=True) as engine:
-        rows = engine.plan(persona, strategy, base, parse_assignments(set or ()))
-    table = [
-        (r.rank, r.strategy, r.fits, duration(r.seconds), size(r.peak_memory_bytes), size(r.disk_bytes), r.reason)
-        for r in rows
-    ]
-    columns = ("rank", "strategy", "fits", "time", "memory", "disk", "why")
-    show(rows, as_json, lambda: print_table(columns, table, "No strategies."))
+    settings = parse_assignments(set or ())
+    with opened(home, readonly=not calibrate) as engine:
+        if calibrate:
+            require_done(follow(engine, engine.calibrate(base)))
+        rows = engine.plan(persona, strategy, base, settings, minutes)
+    show(rows, as_json, lambda: print_plan(rows))
 
 
 @commands.command()
@@ -74,6 +76,7 @@ def train(
     set: SetOption = None,
     seed: SeedOption = 0,
     name: Annotated[str, typer.Option("--name", help="A name for the variant.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Start even what is predicted not to fit.")] = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -81,7 +84,7 @@ def train(
     from persona_lab.settings import parse_assignments
 
     with opened(home) as engine:
-        run_id = engine.train(persona, strategy, base, parse_assignments(set or ()), seed, name)
+        run_id = engine.train(persona, strategy, base, parse_assignments(set or ()), seed, name, force=force)
         _finish_training(follow(engine, run_id), as_json)
 
 

@@ -1,57 +1,46 @@
-"""What a training run will cost: memory, time, disk. Light; a model of the work, calibrated on measurements.
+"""What a training run will cost: memory, time, disk. Light: no torch, nothing is read from disk.
 
-Calibrated on SmolLM2-135M with LoRA and full fine-tuning on two CPU cores with bf16 (about 230 tokens a second, the
-shared system prompt counted once a step). Cores differ by a factor of two; for other machines and models it is an
-extrapolation; `uncertainty` says how far to trust it.
+Structure comes from the work itself (`work`: batches, operations, bytes), rates from this machine (`calibration`: a few
+real steps; else a guess with a wider error bar). Both come with the machine, as `Machine.measured`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import replace
 from typing import Any
 
-from persona_lab.types import BaseModelInfo, Conversation, Dataset, Estimate, FitSettings, Machine
+from persona_lab.models.calibration import SPREAD, Z90, prior_rates
+from persona_lab.models.work import (
+    BatchShape,
+    Kind,
+    Load,
+    Shape,
+    activation_bytes,
+    check_bytes,
+    forward_bytes,
+    forward_operations,
+    load_of,
+    number_bytes,
+    shape_of,
+    state_bytes,
+    step_operations,
+    weight_bytes,
+)
+from persona_lab.types import BaseModelInfo, Dataset, Estimate, FitSettings, Machine, Measured, Rates, StepRates
 
-CHARACTERS_A_TOKEN = 4.0
-TURN_TOKENS = 5
-"""What a chat template adds to a turn."""
-SYSTEM_TOKENS = 200
-"""An ordinary card; run once a step, whatever the batch."""
-UNKNOWN_DATASET = (240, 110.0, 60.0, 15)
-"""Conversations, tokens and supervised tokens of each, validation conversations: assumed where there is no dataset."""
-
-PROCESS_BYTES = 700_000_000
-START_SECONDS = 8.0
+PREPARING_SECONDS = 0.3
+"""Reading the data and rendering it twice; of a few hundred conversations."""
+SAVING_SECONDS = 0.5
 FETCH_SECONDS = 30.0
-CPU_CORE_FLOPS = {True: 75e9, False: 37e9}
-"""Sustained in training, by whether bf16 is fast; from default runs on two sets of data."""
-CUDA_FLOPS, MPS_FLOPS = 20e12, 1.5e12
-CUDA_STEP_SECONDS = 0.1
-"""Small models on a GPU wait for the launch of their kernels, not for arithmetic."""
-SAMPLE_TOKENS = 40
-
-
-@dataclass(frozen=True)
-class _Work:
-    """The tokens of one epoch."""
-
-    examples: int
-    tokens: float
-    supervised: float
-    longest: float
-    validation: int
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """The base model's size, with the starter's proportions where its config is not known yet."""
-
-    parameters: int
-    layers: int
-    hidden: int
-    inner: int
-    heads: int
-    vocabulary: int
+SAMPLE_TOKENS = 24
+"""Of a sample reply, as in `training.context`."""
+QUANTIZED_SLOWER = 1.25
+"""4-bit weights are unpacked for each product."""
+CHEAP_CHECKPOINT, CHECKPOINT_SHARE = 2.0, 0.1
+"""When a checkpoint is written, as in `training.fit`."""
+GUESSED_DATA, GUESSED_LENGTHS = 1.5, 1.15
+"""How much wider the error bar is where the data or the base's size is assumed, and where only lengths are."""
 
 
 def estimate_training(
@@ -64,139 +53,258 @@ def estimate_training(
     full_weights: bool,
     quantized: bool = False,
     passes: float = 1.0,
+    depth: float = 1.0,
+    validations: float = 0.0,
 ) -> Estimate:
-    """Memory, time and disk of a run of the shared fit loop.
+    """Memory, time and disk of one stage of the shared fit loop, the base's loading and the artifact's saving.
 
     Args:
         dataset: None: an ordinary dataset of 240 conversations is assumed.
+        machine: its `measured` makes the estimate exact for this machine and data; without it, rates are guessed.
         trainable: parameters that are trained.
         full_weights: weights of the base itself are trained (fp32 master weights), rather than an adapter.
         quantized: the base is held in 4 bits.
         passes: multiplies the training work, for strategies that read the data more often than `config.epochs`.
+        depth: share of the layers that a step goes through (0 .. 1): the last 8 of 30 train at 8 / 30, since what the
+            frozen ones below give is computed once.
+        validations: passes over the validation conversations beside the loop's own, such as a ranking of layers.
+
+    Returns:
+        The estimate, with its seconds by part. Stages are added up with `combine_estimates`.
     """
-    work, shape = _work(config, dataset), _shape(base)
-    seconds = _seconds(config, work, shape, machine, trainable, full_weights, quantized, passes)
-    seconds += START_SECONDS + shape.parameters * 2 / 1e9 + (0.0 if base.ready else FETCH_SECONDS)
-    artifact = shape.parameters * 2 if full_weights else trainable * 4
-    guessed = dataset is None or not base.ready or not base.parameters
-    uncertainty = (2.5 if guessed else 1.8) * (1.0 if machine.device == "cpu" else 1.4)
-    average = work.tokens / max(work.examples, 1)
-    data = f"{work.examples} conversations of about {average:.0f} tokens"
+    work, shape = load_of(config, base, dataset, machine), shape_of(base)
+    kind = Kind(
+        trainable,
+        full_weights,
+        quantized,
+        min(max(depth, 0.0), 1.0),
+        checkpointing=_on(config, "checkpointing"),
+        low_memory=_on(config, "low_memory"),
+        scores=machine.device == "cpu",
+    )
+    known = machine.measured or Measured()
+    rates = known.rates or prior_rates(machine, shape)
+    step = _rates_of(kind, rates, shape)
+    parts = _seconds(config, work, shape, kind, rates, step, machine, passes, validations)
+    parts["load"] += 0.0 if base.ready else FETCH_SECONDS
+    memory = _memory(work, shape, kind, step, machine)
+    unknown = dataset is None or not base.parameters
+    guessed = GUESSED_DATA if unknown else (1.0 if work.exact else GUESSED_LENGTHS)
     return Estimate(
         trainable_parameters=trainable,
-        peak_memory_bytes=int(_memory(config, work, shape, machine, trainable, full_weights, quantized)),
-        seconds=round(seconds, 1),
-        # two checkpoints (weights and both moments of AdamW in fp32) and the artifact
-        disk_bytes=int(artifact + 2 * trainable * 12),
-        uncertainty=round(uncertainty, 2),
-        reason=f"{data}, {config.epochs:g} times, on {_where(machine)}.",
+        peak_memory_bytes=int(memory),
+        seconds=round(sum(parts.values()), 1),
+        # the artifact, and two checkpoints: masters and both moments in fp32, and the best weights so far
+        disk_bytes=int(_artifact_bytes(shape, kind) + 2 * trainable * (12 + number_bytes(machine))),
+        uncertainty=_uncertainty(known, guessed, 0),
+        memory_uncertainty=_uncertainty(known, guessed**0.5, 1),
+        host_memory_bytes=_host_bytes(shape, kind, machine),
+        reason=f"{work.examples} conversations of about {_mean_length(work):.0f} tokens{_counted(work)}, "
+        f"{config.epochs:g} times, on {_where(machine)}{_basis(known)}.",
+        parts={name: round(value, 2) for name, value in parts.items()},
+        steps=round(work.steps * passes),
     )
 
 
-def _where(machine: Machine) -> str:
-    return f"{machine.cores} CPU cores" if machine.device == "cpu" else machine.device_name
+def estimate_forward(
+    settings: FitSettings,
+    base: BaseModelInfo,
+    dataset: Dataset | None,
+    machine: Machine,
+    *,
+    passes: float,
+    more: int = 0,
+) -> Estimate:
+    """Loading the base and reading the validation conversations, without training anything.
 
-
-def _work(config: FitSettings, dataset: Dataset | None) -> _Work:
-    if dataset is None:
-        examples, tokens, supervised, validation = UNKNOWN_DATASET
-        return _Work(examples, examples * tokens, examples * supervised, 3 * tokens, validation)
-    train = dataset.of("train")
-    lengths = [min(_tokens(c), float(config.max_tokens)) for c in train]
-    supervised = sum(min(_tokens(c, "assistant"), float(config.max_tokens)) for c in train)
-    return _Work(len(train), sum(lengths), supervised, max(lengths, default=0.0), len(dataset.of("validation")))
-
-
-def _tokens(conversation: Conversation, role: str = "") -> float:
-    turns = [m for m in conversation.messages if not role or m.role == role]
-    return sum(len(m.content) / CHARACTERS_A_TOKEN + TURN_TOKENS for m in turns)
-
-
-def _shape(base: BaseModelInfo) -> _Shape:
-    config: dict[str, Any] = base.config.get("text_config") or base.config
-
-    def number(fallback: int, *names: str) -> int:
-        return next((int(config[name]) for name in names if isinstance(config.get(name), int)), fallback)
-
-    parameters = base.parameters or 500_000_000
-    hidden = number(max(256, int((parameters / 400) ** 0.5)), "hidden_size", "n_embd")
-    return _Shape(
-        parameters=parameters,
-        layers=number(30, "num_hidden_layers", "n_layer"),
-        hidden=hidden,
-        inner=number(hidden * 8 // 3, "intermediate_size", "n_inner"),
-        heads=number(max(1, hidden // 64), "num_attention_heads", "n_head"),
-        vocabulary=number(49152, "vocab_size"),
+    Args:
+        settings: of which `max_tokens` counts.
+        passes: how often they are read.
+        more: tokens put before each of them, such as in-context examples.
+    """
+    work, shape, kind = load_of(settings, base, dataset, machine), shape_of(base), Kind(0, False)
+    known = machine.measured or Measured()
+    rates, width = known.rates or prior_rates(machine, shape), number_bytes(machine)
+    longer = [replace(batch, prefix=batch.prefix + more) for batch in work.validation]
+    read = sum(forward_operations(batch, shape) for batch in longer)
+    # paths are compared on these conversations only, and before anything more stands in front of them
+    shortest = work.validation[:1] if not more else []
+    work = replace(work, checked=[c for b in shortest for c in (b, replace(b, width=b.width + b.prefix, prefix=0))])
+    parts = {
+        "load": PREPARING_SECONDS + rates.full.load_seconds + (shape.parameters - rates.parameters) * 2e-9,
+        "check": _check_seconds(work, shape, rates.forward_operation_seconds),
+        "validate": passes * read * rates.forward_operation_seconds,
+    }
+    parts["load"] += 0.0 if base.ready else FETCH_SECONDS
+    used = max(check_bytes(work, shape, width), *(forward_bytes(batch, shape, width) for batch in longer), 0.0)
+    guessed = GUESSED_DATA if dataset is None or not base.parameters else (1.0 if work.exact else GUESSED_LENGTHS)
+    return Estimate(
+        trainable_parameters=0,
+        peak_memory_bytes=int(rates.adapter.fixed_bytes + weight_bytes(shape, kind, machine) + used),
+        seconds=round(sum(parts.values()), 1),
+        disk_bytes=0,
+        uncertainty=_uncertainty(known, guessed, 0),
+        memory_uncertainty=_uncertainty(known, guessed, 1),
+        host_memory_bytes=_host_bytes(shape, kind, machine),
+        parts={name: round(value, 2) for name, value in parts.items()},
     )
 
 
-def _flops_a_second(machine: Machine) -> float:
-    if machine.device == "cpu":
-        # more cores share one memory bus: they help less than in proportion
-        return float(
-            CPU_CORE_FLOPS[machine.bf16] * (2 * (machine.cores / 2) ** 0.8 if machine.cores > 2 else machine.cores)
-        )
-    return CUDA_FLOPS if machine.device == "cuda" else MPS_FLOPS
+def combine_estimates(*stages: Estimate, reason: str = "", trainable: int | None = None) -> Estimate:
+    """Stages that follow each other in one process: times add up (the base is loaded once), memory is the largest.
+
+    Args:
+        reason: a sentence for people; empty: the first stage's.
+        trainable: what the plan shows as trained; None: the last stage's.
+    """
+    parts: dict[str, float] = {}
+    for stage in stages:
+        for name, value in stage.parts.items():
+            parts[name] = max(parts.get(name, 0.0), value) if name in ("load", "save") else parts.get(name, 0.0) + value
+    loads = [sum(stage.parts.get(name, 0.0) for name in ("load", "save")) for stage in stages]
+    once = sum(parts.get(name, 0.0) for name in ("load", "save"))
+    return Estimate(
+        trainable_parameters=stages[-1].trainable_parameters if trainable is None else trainable,
+        peak_memory_bytes=max(stage.peak_memory_bytes for stage in stages),
+        seconds=round(sum(stage.seconds for stage in stages) - sum(loads) + once, 1),
+        disk_bytes=sum(stage.disk_bytes for stage in stages),
+        uncertainty=max(stage.uncertainty for stage in stages),
+        memory_uncertainty=max(stage.memory_uncertainty or stage.uncertainty for stage in stages),
+        host_memory_bytes=max(stage.host_memory_bytes for stage in stages),
+        reason=reason or stages[0].reason,
+        parts=parts,
+        steps=sum(stage.steps for stage in stages),
+    )
+
+
+def _on(config: Any, name: str) -> bool:
+    """Whether a strategy has this switch and it is on; `auto` counts as off, since that is what it starts with."""
+    value = getattr(config, name, False)
+    return value is True or value in ("on", "always", "yes")
+
+
+def _rates_of(kind: Kind, rates: Rates, shape: Shape) -> StepRates:
+    """Rates for this kind of step on this base: launches go with its layers, the optimizer with what is trained."""
+    near = rates.full if kind.full_weights else rates.adapter
+    launch = max(near.step_seconds - near.trainable * rates.optimizer_seconds, 0.0) * shape.layers / rates.layers
+    return near.model_copy(update={"step_seconds": launch + kind.trainable * rates.optimizer_seconds})
+
+
+def _uncertainty(known: Measured, guessed: float, which: int) -> float:
+    basis = "none" if known.rates is None else ("measured" if known.same_base else "carried")
+    return round(math.exp(Z90 * SPREAD[basis][which]) * guessed, 2)
+
+
+# --- seconds --------------------------------------------------------------------------------------
 
 
 def _seconds(
     config: FitSettings,
-    work: _Work,
-    shape: _Shape,
+    work: Load,
+    shape: Shape,
+    kind: Kind,
+    rates: Rates,
+    step: StepRates,
     machine: Machine,
-    trainable: int,
-    full_weights: bool,
-    quantized: bool,
     passes: float,
-) -> float:
-    """Of training, validations and sample replies.
+    validations: float,
+) -> dict[str, float]:
+    slower = QUANTIZED_SLOWER if kind.quantized else 1.0
+    launch, operation = step.step_seconds * _launched(kind), step.operation_seconds * slower
+    training = sum(times * (launch + operation * step_operations(b, shape, kind)) for b, times in work.training())
+    forward = rates.forward_operation_seconds * slower
+    one = kind.depth * sum(forward * forward_operations(batch, shape) for batch in work.validation)
+    # frozen lower layers are run once for each conversation
+    training += (1 - kind.depth) * sum(forward * forward_operations(batch, shape) for batch in work.epochs[0])
+    checks = work.evaluations + 1 if work.validation else 0
+    samples = config.samples if work.validation else 0
+    prompt = (
+        BatchShape(samples, 30, 0, 0)
+        if not work.validation
+        else BatchShape(samples, work.validation[0].prefix + 30, 0, 0)
+    )
+    bigger = max(shape.parameters / rates.parameters, shape.layers / rates.layers)
+    written = kind.trainable * (12 + number_bytes(machine)) * rates.written_byte_seconds
+    return {
+        "load": PREPARING_SECONDS + step.load_seconds + (shape.parameters - rates.parameters) * 2e-9,
+        "check": _check_seconds(work, shape, forward),
+        "train": training * passes,
+        "validate": one * (checks + validations),
+        "samples": checks * (SAMPLE_TOKENS * rates.token_seconds * bigger + forward * forward_operations(prompt, shape))
+        if samples
+        else 0.0,
+        "checkpoints": written * _checkpoints(work.evaluations, written, training * passes)
+        + kind.trainable * number_bytes(machine) * rates.written_byte_seconds,
+        "save": SAVING_SECONDS + _artifact_bytes(shape, kind) * 2 * rates.written_byte_seconds,
+    }
 
-    2 operations a weight and token forward, 2 for the gradients of activations, 2 for those of trained weights (Kaplan
-    et al., https://arxiv.org/abs/2001.08361).
-    """
-    rate = _flops_a_second(machine) / (1.2 if quantized else 1.0)
-    steps = max(1.0, work.examples / config.batch_size) * config.epochs * passes
-    tokens = work.tokens * config.epochs * passes + SYSTEM_TOKENS * steps
-    training = tokens * (4.0 * shape.parameters + 2.0 * trainable) / rate
-    training = max(training, steps * CUDA_STEP_SECONDS) if machine.device == "cuda" else training
-    if full_weights and machine.device == "cpu":
-        training += steps * trainable * 1e-9 / machine.cores  # AdamW touches every trained weight each step
-    checks = config.evaluations_per_epoch * config.epochs * passes + 2
-    average = work.tokens / max(work.examples, 1)
-    validation = checks * work.validation * average * 2.0 * shape.parameters / rate
-    # a token at a time is bound by reading the weights: about a tenth of the arithmetic rate
-    samples = checks * config.samples * SAMPLE_TOKENS * 2.0 * shape.parameters / (rate * 0.05)
-    return training + validation + samples
+
+def _launched(kind: Kind) -> float:
+    """Share of the layers' launches that a step makes."""
+    return kind.depth
 
 
-def _memory(
-    config: FitSettings,
-    work: _Work,
-    shape: _Shape,
-    machine: Machine,
-    trainable: int,
-    full_weights: bool,
-    quantized: bool,
-) -> float:
-    """Bytes at the peak: process, weights, trained weights with gradient and AdamW's moments, activations, logits."""
-    width = 2 if machine.bf16 else 4
-    weights = float(shape.parameters * width)
-    if quantized:
-        embedding = shape.vocabulary * shape.hidden
-        weights = embedding * width + max(shape.parameters - embedding, 0) * 0.6
-        if machine.device == "cpu":
-            # on a CPU the 4-bit weights are unpacked for each product, and the unpacked ones are held for a while
-            weights += shape.parameters * width
-    states = trainable * 16.0
-    average = work.tokens / max(work.examples, 1)
-    # batches are sorted by length: the widest one is all of the longest
-    rows = min(config.batch_size, max(work.examples, 1))
-    tokens = rows * min(max(average * 1.3, work.longest * 0.7), config.max_tokens) + SYSTEM_TOKENS
-    # an adapter keeps its own fp32 copies of what goes into each layer
-    factor = 1.0 if full_weights else 1.4
-    activations = tokens * shape.layers * width * (8 * shape.hidden + 4 * shape.inner) * factor
-    span = tokens / rows + SYSTEM_TOKENS
-    attention = rows * shape.heads * span * span * width * shape.layers
-    logits = min(tokens, 512) * shape.vocabulary * 6.0
-    process = PROCESS_BYTES if machine.device == "cpu" else PROCESS_BYTES / 2
-    return process + weights + states + activations + attention + logits
+def _check_seconds(work: Load, shape: Shape, operation: float) -> float:
+    """The comparison of the fast path with the plain one, which makes the logits of every token."""
+    if not work.checked:
+        return 0.0
+    plain = 2.0 * work.checked[-1].tokens * shape.vocabulary * shape.hidden
+    return operation * (sum(forward_operations(batch, shape) for batch in work.checked) + plain)
+
+
+def _checkpoints(evaluations: int, seconds: float, training: float) -> int:
+    """How many are written: all that are cheap, else those that stay a small share of the time since the last."""
+    if evaluations <= 1:
+        return 0
+    if seconds <= CHEAP_CHECKPOINT:
+        return evaluations - 1
+    interval = training / evaluations
+    every = max(1.0, seconds / max(CHECKPOINT_SHARE * interval, 1e-9))
+    return max(1, int((evaluations - 1) / every))
+
+
+# --- bytes ----------------------------------------------------------------------------------------
+
+
+def _memory(work: Load, shape: Shape, kind: Kind, step: StepRates, machine: Machine) -> float:
+    """Bytes at the peak: the process and weights, and what is the most of a training step, the comparison of paths
+    before the first one (masters are there, moments are not), and a validation."""
+    width = number_bytes(machine)
+    states = state_bytes(kind, width)
+    training = states + step.activation_scale * max(activation_bytes(b, shape, kind, width) for b, _ in work.training())
+    before = kind.trainable * (4.0 if width < 4 else 0.0) + check_bytes(work, shape, width)
+    validating = states + max((forward_bytes(b, shape, width) for b in work.validation), default=0.0)
+    return step.fixed_bytes + weight_bytes(shape, kind, machine) + max(training, before, validating)
+
+
+def _host_bytes(shape: Shape, kind: Kind, machine: Machine) -> int:
+    """Main memory of a run on an accelerator: libraries, weights on their way, and the best weights so far."""
+    if machine.device != "cuda":
+        return 0
+    width = number_bytes(machine)
+    return int(3e9 + shape.parameters * width + 2 * kind.trainable * (12 + width))
+
+
+def _artifact_bytes(shape: Shape, kind: Kind) -> float:
+    return shape.parameters * 2.0 if kind.full_weights else kind.trainable * 4.0
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def _mean_length(work: Load) -> float:
+    return work.tokens / max(work.examples, 1)
+
+
+def _counted(work: Load) -> str:
+    return " (counted, the card among them)" if work.exact else ""
+
+
+def _basis(known: Measured) -> str:
+    if known.rates is None:
+        return "; nothing was measured on this machine yet"
+    return ", by steps measured here" if known.same_base else ", by steps measured here with another base"
+
+
+def _where(machine: Machine) -> str:
+    return f"{machine.cores} CPU cores" if machine.device == "cpu" else machine.device_name

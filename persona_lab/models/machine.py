@@ -20,6 +20,9 @@ from persona_lab.types import Machine
 CPU_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 CGROUP = Path("/sys/fs/cgroup")
 UNLIMITED = 1 << 60  # cgroup v1 writes a huge number for "no limit"
+UNTOUCHED_BYTES = 1_000_000_000
+"""Address space of a training that it maps and does not use: libraries, stacks of threads, arenas. Measured on Linux
+with torch for CPUs: 0.75 GB during steps, 1.0 GB after loading."""
 
 
 def probe_machine(folder: Path) -> Machine:
@@ -77,23 +80,58 @@ def cores() -> int:
 
 
 def memory_bytes() -> tuple[int, int]:
-    """Memory this process may use, total and free: the machine's, or the container's limit where that is less."""
+    """Memory this process may use, total and free: the machine's, or what its container's and its own limits leave."""
     memory = psutil.virtual_memory()
     total, free = int(memory.total), int(memory.available)
-    for limit_file, used_file in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        limit, used = _first_numbers(CGROUP / limit_file), _first_numbers(CGROUP / used_file)
-        if limit and used and limit[0] < min(total, UNLIMITED):
-            # the page cache counts as used there, but is given back when needed
-            total, free = limit[0], min(free, max(0, limit[0] - used[0] + _cgroup_cache()))
+    for limit, used in [*_cgroup_limits(), *_address_limit()]:
+        if limit < min(total, UNLIMITED):
+            total = limit
+        free = min(free, max(0, limit - used))
     return total, free
 
 
-def _cgroup_cache() -> int:
+def _cgroup_limits() -> list[tuple[int, int]]:
+    """(limit, used) in bytes of each control group around this process; the page cache is not counted as used."""
+    found = []
+    for folder in _cgroup_folders():
+        for limit_file, used_file in (
+            ("memory.max", "memory.current"),
+            ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+        ):
+            limit, used = _first_numbers(folder / limit_file), _first_numbers(folder / used_file)
+            if limit and used and limit[0] < UNLIMITED:
+                # the page cache counts as used there, but is given back when needed
+                found.append((limit[0], max(0, used[0] - _cgroup_cache(folder))))
+    return found
+
+
+def _cgroup_folders() -> list[Path]:
+    """The root of what this process sees, and below it the group it is in, with those in between."""
     try:
-        lines = (CGROUP / "memory.stat").read_text().splitlines()
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return [CGROUP]
+    own = next((line.removeprefix("0::").lstrip("/") for line in lines if line.startswith("0::")), "")
+    parts = [part for part in own.split("/") if part and part != ".."]
+    return [CGROUP.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
+
+
+def _address_limit() -> list[tuple[int, int]]:
+    """(limit, used) where the address space is limited (`ulimit -v`); libraries map more than they ever touch."""
+    if sys.platform == "win32":
+        return []
+    import resource  # not on Windows
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft in (resource.RLIM_INFINITY, -1) or soft >= UNLIMITED:
+        return []
+    own = psutil.Process().memory_info()
+    return [(soft, max(own.vms - own.rss, UNTOUCHED_BYTES))]
+
+
+def _cgroup_cache(folder: Path) -> int:
+    try:
+        lines = (folder / "memory.stat").read_text().splitlines()
     except OSError:
         return 0
     return sum(int(line.split()[1]) for line in lines if line.startswith(("inactive_file ", "active_file ")))

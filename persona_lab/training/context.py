@@ -29,6 +29,7 @@ from persona_lab.training import randomness, saving
 from persona_lab.training.batches import shared_prefix
 from persona_lab.training.fit import Fit, Material
 from persona_lab.training.foils import foil_pairs
+from persona_lab.training.locate import sensitivity
 from persona_lab.training.lora import relative_update, resume_adapter
 from persona_lab.training.memory import free_memory, memory_errors
 from persona_lab.training.paths import LossPath, choose_path, prepared
@@ -243,6 +244,15 @@ class Context:
         prefix = shared_prefix(rendered) if path.uses_prefix() else ()
         with prepared(model, path), memory_errors(LESS_MEMORY):
             return validation_loss(model, rendered, prefix, path, pad_id, device)
+
+    def layer_sensitivity(self, model: Any, limit: int = 24) -> list[tuple[int, float]]:
+        """(layer, mean squared gradient a weight) of a plain model, on the first validation conversations."""
+        rendered = self._rendered(self.dataset.of("validation")[:limit], self.max_tokens)
+        device, pad_id = self.machine.device, self.renderer.pad_id
+        path = choose_path(model, rendered, pad_id, device, self.log)
+        prefix = shared_prefix(rendered) if path.uses_prefix() else ()
+        with memory_errors(LESS_MEMORY):
+            return sensitivity(model, rendered, prefix, path, pad_id, device)
 
     def loglikelihood(self, model: Any, items: Sequence[tuple[Sequence[Message], str]]) -> list[LogLikelihood]:
         model.eval()

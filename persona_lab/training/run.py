@@ -16,12 +16,14 @@ from persona_lab.datasets.store import load_dataset
 from persona_lab.errors import BadInput, BadSetting, DiskFull
 from persona_lab.home import Home
 from persona_lab.models import kept, registry
+from persona_lab.models.counting import informed
 from persona_lab.models.machine import worker_machine
 from persona_lab.models.weights import fingerprint
 from persona_lab.personas.prompt import system_prompt
 from persona_lab.settings import validate_settings
 from persona_lab.training import randomness
 from persona_lab.training.context import LESS_MEMORY, Context
+from persona_lab.training.forecast import Forecast
 from persona_lab.training.memory import memory_errors, peak_memory
 from persona_lab.training.saving import folder_bytes
 from persona_lab.types import Artifact, BaseModelInfo, Conversation, Dataset, Job, Persona
@@ -42,8 +44,8 @@ def run(job: Job, reporter: Any, plugins: Any) -> dict[str, Any]:
         The result of a train run: artifact, seconds, counts, memory, losses and a sentence on what changed.
 
     Raises:
-        BadInput, BadSetting, UnknownName: before anything is trained. BadModel, DiskFull, OutOfMemory, Cancelled,
-        PluginFailed, WorkFailed
+        BadInput, BadSetting, UnknownName, WillNotFit: before anything is trained. BadModel, DiskFull, OutOfMemory,
+        Cancelled, PluginFailed, WorkFailed
     """
     started = time.perf_counter()
     strategy = plugins.get("strategy", job.strategy)
@@ -63,7 +65,7 @@ def run(job: Job, reporter: Any, plugins: Any) -> dict[str, Any]:
         persona=persona,
         dataset=dataset,
         base=base,
-        machine=worker_machine(home.root),
+        machine=informed(worker_machine(home.root), home, base, dataset, persona),
         seed=job.seed,
         run_dir=home.run(job.id),
         system=system_prompt(persona),
@@ -76,11 +78,18 @@ def run(job: Job, reporter: Any, plugins: Any) -> dict[str, Any]:
     context.seconds["load"] += fetched - started
     context.run_dir.mkdir(parents=True, exist_ok=True)
     _check(context, strategy, settings)
+    forecast = Forecast(context, strategy, settings, home)
+    forecast.measure_first()
+    forecast.refuse_misfit(job.force)
+    # fetching a base and measuring steps are not part of what a training was predicted to take
+    apart = (fetched - started) + forecast.seconds
     randomness.seed_all(job.seed)
     with memory_errors(LESS_MEMORY):
         train_job = TrainJob(settings=settings)
         artifact = plugins.guarded("strategy", job.strategy, strategy.train, train_job, context)
-    result = _result(job, context, artifact, time.perf_counter() - started)
+    total = time.perf_counter() - started
+    result = _result(job, context, artifact, total) | {"predicted": forecast.document()}
+    forecast.remember(total - apart, result["peak_memory_bytes"], artifact)
     shutil.rmtree(context.run_dir / "checkpoints", ignore_errors=True)  # of no more use, and large
     return result
 

@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 
+from persona_lab.datasets.batching import VALIDATION_BATCH
 from persona_lab.training.batches import collate, sorted_batches
 from persona_lab.training.lower import Lower
 from persona_lab.training.paths import LossPath, batch_loss, computing
 from persona_lab.types import Rendered
-
-VALIDATION_BATCH = 16
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ CAUSES = {
     "bad_model": "A problem with the model",
     "bad_setting": "A setting is not right",
     "bad_input": "That cannot be used",
+    "will_not_fit": "There is not enough memory for this",
     "model_unavailable": "The model could not be fetched",
     "disk_full": "The disk is full",
     "cancelled": "Stopped",

@@ -190,4 +190,5 @@ def plan_box(row: PlanRow) -> str:
         problem_box(kinds[problem.severity][0], problem.message, problem.fix, kinds[problem.severity][1])
         for problem in row.problems
     )
-    return f'<div class="pl-plan"><h4>On this machine</h4><div class="pl-tiles">{tiles}</div>{boxes}</div>'
+    known = "".join(f'<p class="pl-soft">{esc(line)}</p>' for line in row.evidence)
+    return f'<div class="pl-plan"><h4>On this machine</h4><div class="pl-tiles">{tiles}</div>{boxes}{known}</div>'

@@ -287,3 +287,52 @@ def test_a_strategy_that_raises_is_named(train: Callable[..., Any], plugins: Plu
             train("broken")
     finally:
         del plugins.parts["strategy", "broken"]
+
+
+def test_a_long_run_on_an_unknown_machine_measures_first(
+    train: Callable[..., Any], home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from persona_lab.models import registry
+    from persona_lab.models.calibration import measured_for
+    from persona_lab.models.machine import worker_machine
+    from persona_lab.training import forecast
+
+    monkeypatch.setattr(forecast, "WORTH_MEASURING", 0.0)
+    watcher = Watcher()
+    result = train("lora", watcher)
+    assert watcher.phases.index("Measuring a few steps on this machine") < watcher.phases.index("Training")
+    assert any("By steps measured on this machine" in line for line in watcher.said)
+    base = registry.describe(result["base"], home)
+    known = measured_for(home, worker_machine(home.root), base)
+    assert known.rates is not None
+    assert known.same_base
+    assert len(known.residuals) == 1
+    train("lora", again := Watcher(), run_id="again")
+    assert "Measuring a few steps on this machine" not in again.phases
+
+
+def test_a_run_that_stopped_early_is_compared_with_the_steps_it_took() -> None:
+    from persona_lab.training.forecast import executed_seconds
+    from persona_lab.types import Artifact, Estimate, FitResult
+
+    raw = Estimate(
+        trainable_parameters=1,
+        peak_memory_bytes=1,
+        seconds=110,
+        disk_bytes=1,
+        parts={"load": 8.0, "check": 1.0, "save": 1.0, "train": 100.0},
+        steps=50,
+    )
+    fit = FitResult(
+        steps=25,
+        examples=1,
+        supervised_tokens=1,
+        train_loss=1,
+        validation_before=1,
+        validation_after=1,
+        best_step=1,
+        seconds=1,
+        stopped_early=True,
+    )
+    assert executed_seconds(raw, Artifact(kind="adapter", path="", fit=fit)) == 60
+    assert executed_seconds(raw, Artifact(kind="prompt", path="")) == 110

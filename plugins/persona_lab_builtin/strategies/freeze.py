@@ -83,7 +83,8 @@ class FreezeStrategy(Strategy):
         layers = layer_count(base)
         wanted = [layer for layer in trained_layers(config, layers) if layer < layers]
         trainable = layer_parameters(base, len(wanted))
-        return estimate_training(config, base, dataset, machine, trainable=trainable, full_weights=True)
+        depth = (layers - min(wanted, default=0)) / layers
+        return estimate_training(config, base, dataset, machine, trainable=trainable, full_weights=True, depth=depth)
 
     def train(self, job: TrainJob, ctx: TrainContext) -> Artifact:
         """Train the layers and save the whole model."""

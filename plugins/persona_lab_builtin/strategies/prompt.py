@@ -20,9 +20,6 @@ from persona_lab.api import (
     TrainJob,
 )
 
-LOADING = 8.0
-"""Seconds to load a small model and measure the validation loss twice."""
-
 
 class PromptConfig(Frozen):
     """Settings of `prompt`."""
@@ -63,15 +60,13 @@ class PromptStrategy(Strategy):
         self, config: PromptConfig, base: BaseModelInfo, dataset: Dataset | None, machine: Machine
     ) -> Estimate:
         """No training: the model is loaded to measure what the examples change."""
-        weights = base.parameters * (2 if machine.bf16 else 4)
-        return Estimate(
-            trainable_parameters=0,
-            peak_memory_bytes=weights + 600_000_000,
-            seconds=LOADING + base.parameters / 1e8,
-            disk_bytes=0,
-            uncertainty=3.0,
-            reason="Nothing is trained; each answer has to read the examples first.",
-        )
+        from persona_lab.api import FitSettings, combine_estimates, estimate_forward
+
+        settings = FitSettings(max_tokens=config.max_tokens)
+        without = estimate_forward(settings, base, dataset, machine, passes=1)
+        shown = estimate_forward(settings, base, dataset, machine, passes=1, more=config.token_budget)
+        reason = "Nothing is trained; each answer has to read the examples first."
+        return combine_estimates(without, shown, reason=reason)
 
     def train(self, job: TrainJob, ctx: TrainContext) -> Artifact:
         """Choose the examples and measure the validation loss with and without them."""
