@@ -31,7 +31,7 @@ def home(tmp_path: Path) -> Home:
 
 @pytest.fixture(scope="session")
 def starter_home(tmp_path_factory: pytest.TempPathFactory, embedding_model: Path) -> Home:
-    """A data home of this session whose starter and embedding model are ready; fetched and converted once, kept between sessions."""
+    """A data home of this session whose starter and embedding model are ready; fetched once, kept between sessions."""
     from persona_lab.models import registry
 
     kept = _kept_home()

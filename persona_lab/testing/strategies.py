@@ -58,7 +58,7 @@ STARTER = BaseModelInfo(
 )
 HEAVY = ("torch", "transformers", "peft", "bitsandbytes")
 CONVERSATIONS, NEW = 28, 12
-PARENT = {"epochs": 1, "samples": 0}
+PARENT: dict[str, Any] = {"epochs": 1, "samples": 0}
 
 
 class Watcher:
@@ -116,7 +116,7 @@ class Workshop:
         self._finished: dict[str, dict[str, Any]] = {}
 
     def dataset(self, validation: int = 6, new: bool = False) -> Path:
-        """A dataset's file: 28 conversations, of which the first `validation` are that; with `new`, 12 more to train on."""
+        """The file of 28 conversations, of which the first `validation` are that; with `new`, 12 more to train on."""
         rows: list[Conversation] = [
             made_up_conversation(i, "validation" if i < validation else "train")
             for i in range(CONVERSATIONS + (NEW if new else 0))
