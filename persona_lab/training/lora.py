@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,7 +29,7 @@ def attach_lora(
     rslora: bool = False,
     dora: bool = False,
     initialisation: str = "default",
-    batches: Sequence[dict[str, torch.Tensor]] = (),
+    batch: Mapping[str, torch.Tensor] | None = None,
 ) -> Any:
     """A peft model around `model` with fresh, trainable LoRA weights; the base stays frozen and as it is.
 
@@ -43,7 +43,7 @@ def attach_lora(
         dora: also train the length of each row of the weights (Liu et al. 2024, https://arxiv.org/abs/2402.09353).
         initialisation: `default`, `gaussian`, `orthogonal`, `pissa`, `olora` or `eva`. `pissa` and `olora` make an
             adapter of twice the rank, half of which stays as it is (see `lora_start`).
-        batches: for `eva`: see `start_from_data`.
+        batch: for `eva`: see `start_from_data`.
 
     Raises:
         BadSetting: the model has no such layers.
@@ -66,7 +66,7 @@ def attach_lora(
     if doubled:
         start_from_weights([module for _, module in _lora_modules(adapted)], rank, initialisation)
     elif initialisation == "eva":
-        start_from_data(adapted, batches)
+        start_from_data(adapted, [module for _, module in _lora_modules(adapted)], batch)
     adapted.peft_config["default"].init_lora_weights = True  # how it started is no business of those who load it
     as_computed(adapted)
     return adapted

@@ -11,8 +11,7 @@ original base exactly as it was trained. The second half never moves.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -77,27 +76,48 @@ def _keep(weight: torch.nn.Parameter, start: int, dimension: int) -> None:
     weight.untrained = weight.numel() * (weight.shape[dimension] - start) // weight.shape[dimension]
 
 
-def start_from_data(model: Any, batches: Sequence[dict[str, torch.Tensor]]) -> None:
+@torch.no_grad()
+def start_from_data(model: Any, modules: Sequence[Any], batch: Mapping[str, torch.Tensor] | None) -> None:
     """EVA (Paischer et al. 2024, https://arxiv.org/abs/2410.07170): A from the directions that the data excites most.
 
-    Every layer keeps its rank. B stays zero, so the model starts as the base.
+    One forward pass; each LoRA layer takes the principal directions of what it reads at the tokens trained on. Every
+    layer keeps its rank, and B stays zero, so the model starts as the base. (peft's own EVA goes on until every layer's
+    incremental SVD has settled: with 32 conversations and the starter over two minutes on one core, and this 30 s.)
 
     Args:
-        batches: `input_ids`, `attention_mask` and `labels` (-100 where nothing is trained on), each [batch, tokens].
+        batch: `input_ids`, `attention_mask` and `labels` (-100 where nothing is trained on), each [rows, tokens].
 
     Raises:
         BadInput: there is no data.
     """
-    from peft import EvaConfig
-    from peft.tuners.lora.eva import initialize_lora_eva_weights
-
-    if not batches:
+    if batch is None or not bool((batch["labels"] != -100).any()):
         raise BadInput("EVA needs conversations to start from.", "Use another initialisation.")
-    config = model.peft_config["default"]
-    targets = config.target_modules
-    config.init_lora_weights, config.eva_config = "eva", EvaConfig(rho=1.0)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        initialize_lora_eva_weights(model, batches, show_progress_bar=False)
-    config.target_modules, config.rank_pattern, config.alpha_pattern = targets, {}, {}
-    config.init_lora_weights, config.eva_config = True, None
+    device = next(model.parameters()).device
+    wanted = (batch["labels"] != -100).to(device)
+    last: list[Any] = [None, None]  # q, k and v read one tensor, as do gate and up
+
+    def read(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        (name,) = module.active_adapters
+        weight = module.lora_A[name].weight
+        if inputs[0] is not last[0]:
+            last[:] = inputs[0], _principal(inputs[0][wanted].float(), weight.shape[0])
+        found = last[1].shape[0]
+        weight[:found] = last[1]
+
+    handles = [module.register_forward_pre_hook(read) for module in modules]
+    try:
+        model.eval()(
+            input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device), use_cache=False
+        )
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _principal(states: torch.Tensor, rank: int) -> torch.Tensor:
+    """The principal directions [found, size] of states [tokens, size]; `found` is at most `rank`."""
+    states = states - states.mean(dim=0)
+    if min(states.shape) <= _SMALL:
+        return torch.linalg.svd(states, full_matrices=False)[2][:rank]
+    directions = torch.svd_lowrank(states, q=min(2 * rank, *states.shape), niter=_POWER_ITERATIONS)[2]
+    return directions[:, :rank].t()

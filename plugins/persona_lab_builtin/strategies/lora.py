@@ -22,8 +22,8 @@ from persona_lab.api import (
 )
 
 PEFT_TARGETS = {"all": "all-linear", "attention": "attention", "mlp": "mlp"}
-EVA_CONVERSATIONS = 64
-"""Conversations read for EVA: the directions of a layer's inputs settle long before."""
+EVA_CONVERSATIONS, EVA_TOKENS = 16, 512
+"""Read for EVA in one batch, and of each at most: some hundred trained tokens show a layer's main directions."""
 STRONG = 4.0
 """A scaling (2 by default) above which the usual learning rate is too high."""
 
@@ -98,7 +98,7 @@ def adapted(base: Any, config: LoRAConfig, ctx: TrainContext) -> Any:
     """A peft model around `base` as these settings want it."""
     from persona_lab.api import attach_lora
 
-    batches = _read_for_eva(config, ctx) if config.initialisation == "eva" else ()
+    batch = _read_for_eva(config, ctx) if config.initialisation == "eva" else None
     if config.initialisation != "default":
         ctx.phase(f"Preparing the start ({config.initialisation})")
     return attach_lora(
@@ -110,29 +110,28 @@ def adapted(base: Any, config: LoRAConfig, ctx: TrainContext) -> Any:
         rslora=config.rslora,
         dora=config.dora,
         initialisation=config.initialisation,
-        batches=batches,
+        batch=batch,
     )
 
 
-def _read_for_eva(config: LoRAConfig, ctx: TrainContext) -> list[dict[str, Any]]:
-    """The first training conversations as batches of tensors, with labels where something is predicted."""
+def _read_for_eva(config: LoRAConfig, ctx: TrainContext) -> dict[str, Any] | None:
+    """Training conversations from all over the dataset as one batch of tensors, with labels where something is
+    predicted; None if there are none."""
     import torch
 
-    batches = []
-    conversations = ctx.dataset.of("train")[:EVA_CONVERSATIONS]
-    rendered = [ctx.rendered(conversation, config.max_tokens) for conversation in conversations]
-    for start in range(0, len(rendered), config.batch_size):
-        rows = rendered[start : start + config.batch_size]
-        longest = max(len(row.ids) for row in rows)
-        ids = torch.full((len(rows), longest), ctx.renderer.pad_id)
-        labels = torch.full((len(rows), longest), -100)
-        real = torch.zeros((len(rows), longest), dtype=torch.long)
-        for number, row in enumerate(rows):
-            tokens, mask = torch.tensor(row.ids), torch.tensor(row.mask)
-            ids[number, : len(row.ids)], real[number, : len(row.ids)] = tokens, 1
-            labels[number, : len(row.ids)][mask] = tokens[mask]
-        batches.append({"input_ids": ids, "attention_mask": real, "labels": labels})
-    return batches
+    conversations = ctx.dataset.of("train")
+    conversations = conversations[:: max(1, len(conversations) // EVA_CONVERSATIONS)][:EVA_CONVERSATIONS]
+    rows = [ctx.rendered(conversation, min(config.max_tokens, EVA_TOKENS)) for conversation in conversations]
+    if not rows:
+        return None
+    shape = (len(rows), max(len(row.ids) for row in rows))
+    ids, labels = torch.full(shape, ctx.renderer.pad_id), torch.full(shape, -100)
+    real = torch.zeros(shape, dtype=torch.long)
+    for number, row in enumerate(rows):
+        tokens, mask = torch.tensor(row.ids), torch.tensor(row.mask)
+        ids[number, : len(row.ids)], real[number, : len(row.ids)] = tokens, 1
+        labels[number, : len(row.ids)][mask] = tokens[mask]
+    return {"input_ids": ids, "attention_mask": real, "labels": labels}
 
 
 def lora_problems(config: LoRAConfig) -> list[Problem]:
