@@ -1,7 +1,7 @@
 """Writing replies: batched decoding with a key/value cache, streamed, one seed a row.
 
-Works through the model's own forward pass, so any decoder-only model of transformers will do. Does not load models and
-does not know variants; `adapter_names` is handed on to peft for batches of several adapters.
+Works through the model's own forward pass, so any decoder-only model of transformers will do; `steps` makes that pass
+cheap. Does not load models and does not know variants.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from persona_lab.errors import BadInput, OutOfMemory
+from persona_lab.inference.fast_linear import PackedWeights, worth_packing
+from persona_lab.inference.kv_cache import PrefixCache
 from persona_lab.inference.loading import is_out_of_memory
-from persona_lab.inference.sampling import RowSampler
+from persona_lab.inference.sampling import RowSampler, draw_rows
+from persona_lab.inference.steps import FastSteps, PlainSteps, Prompt, open_steps
 from persona_lab.inference.text_stream import TextStream
 from persona_lab.types import Message, Sampling
 
@@ -24,6 +27,23 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 32
 """More rows at once are not faster on the machines measured, and need more memory."""
+PACKING_STEPS = 24
+"""Packing the starter's weights takes about as long as so many steps gain."""
+
+
+@dataclass(frozen=True)
+class DecodingMemory:
+    """What a long-lived process keeps between calls of `generate`, so that it is not computed again.
+
+    Args:
+        packed: the model's weights, packed; for weights that do not change.
+        prefixes: keys and values of earlier prompts and replies.
+        keys: of each row, a name that no other weights have.
+    """
+
+    packed: PackedWeights | None
+    prefixes: PrefixCache
+    keys: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -43,11 +63,9 @@ class Generated:
 @dataclass
 class _Row:
     index: int
-    ids: list[int]
+    prompt: Prompt
     sampler: RowSampler
     stream: TextStream
-    room: int
-    adapter: str | None
     tokens: list[int] = field(default_factory=list)
     first: float = 0.0
     seconds: float = 0.0
@@ -62,6 +80,7 @@ def generate(
     on_token: Callable[[int, str], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     adapter_names: Sequence[str] | None = None,
+    memory: DecodingMemory | None = None,
 ) -> list[Generated]:
     """One reply for each prompt (messages, the system message included where one is wanted).
 
@@ -72,21 +91,28 @@ def generate(
         sampling: one for all rows, or one a row.
         on_token: called with (row, new text) as text becomes whole; the texts of a row join to `Generated.text`.
         should_stop: asked before every step; True ends all rows with what they have.
-        adapter_names: peft adapter of each row, `__base__` for none.
+        adapter_names: peft adapter of each row, `__base__` for none; None for whatever is active.
+        memory: what may be kept for the next call on the same weights.
 
     Raises:
         BadInput: a prompt alone does not fit into the context. OutOfMemory
     """
     chosen = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
     names = list(adapter_names) if adapter_names is not None else [None] * len(prompts)
-    rows = [_row(renderer, i, prompt, chosen[i], names[i]) for i, prompt in enumerate(prompts)]
+    keys = memory.keys if memory is not None else [name or "" for name in names]
+    rows = [_row(renderer, i, prompt, chosen[i], names[i], keys[i]) for i, prompt in enumerate(prompts)]
     # rows of similar length share a batch, so that little is padded
-    order = sorted(rows, key=lambda row: len(row.ids))
+    order = sorted(rows, key=lambda row: len(row.prompt.ids))
     start = time.perf_counter()
+    eos = frozenset(renderer.eos_ids)
     try:
         with torch.no_grad():
+            packed = memory.packed if memory is not None else _packed_for(model, rows)
             for at in range(0, len(order), BATCH_ROWS):
-                _Batch(model, renderer, order[at : at + BATCH_ROWS], start, on_token).run(should_stop)
+                batch = order[at : at + BATCH_ROWS]
+                kept = memory.prefixes if memory is not None else None
+                with open_steps(model, [row.prompt for row in batch], renderer.pad_id, packed, kept) as steps:
+                    _Batch(batch, eos, start, on_token).run(steps, should_stop)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -96,8 +122,14 @@ def generate(
     return [Generated(r.stream.text, len(r.tokens), r.seconds, r.first, r.finished) for r in rows]
 
 
+def _packed_for(model: Any, rows: Sequence[_Row]) -> PackedWeights | None:
+    """Weights packed for this call only, where enough is written to make up for the packing."""
+    steps = max((row.prompt.room for row in rows), default=0) * (1 + (len(rows) - 1) // BATCH_ROWS)
+    return PackedWeights() if steps >= PACKING_STEPS and worth_packing(model) else None
+
+
 def _row(
-    renderer: ChatRenderer, index: int, prompt: Sequence[Message], sampling: Sampling, adapter: str | None
+    renderer: ChatRenderer, index: int, prompt: Sequence[Message], sampling: Sampling, adapter: str | None, weights: str
 ) -> _Row:
     messages = list(prompt)
     room = min(sampling.max_new_tokens, renderer.context_length // 2)
@@ -114,7 +146,7 @@ def _row(
         messages = [message for i, message in enumerate(messages) if i not in turns[:2]]
         ids = renderer.prompt_ids(messages)
     sampler = RowSampler(sampling, messages, renderer.eos_ids, _said(renderer, messages))
-    return _Row(index, ids, sampler, TextStream(renderer), room, adapter)
+    return _Row(index, Prompt(tuple(ids), room, adapter, weights), sampler, TextStream(renderer))
 
 
 def _said(renderer: ChatRenderer, messages: Sequence[Message]) -> list[int]:
@@ -133,77 +165,41 @@ class _Batch:
     """Rows that are decoded together; a row leaves when it is done."""
 
     def __init__(
-        self,
-        model: Any,
-        renderer: ChatRenderer,
-        rows: list[_Row],
-        start: float,
-        on_token: Callable[[int, str], None] | None,
+        self, rows: list[_Row], eos: frozenset[int], start: float, on_token: Callable[[int, str], None] | None
     ) -> None:
-        self.model = model
-        self.eos = frozenset(renderer.eos_ids)
-        self.pad = renderer.pad_id
         self.rows = rows
+        self.eos = eos
         self.start = start
         self.on_token = on_token
-        self.cache: Any = None
 
-    def run(self, should_stop: Callable[[], bool] | None) -> None:
+    def run(self, steps: PlainSteps | FastSteps, should_stop: Callable[[], bool] | None) -> None:
         """Decode until every row is done or it is to stop."""
-        device = self.model.device
-        width = max(len(row.ids) for row in self.rows)
-        ids = torch.full((len(self.rows), width), self.pad, dtype=torch.long)
-        mask = torch.zeros((len(self.rows), width), dtype=torch.long)
-        for i, row in enumerate(self.rows):
-            ids[i, width - len(row.ids) :] = torch.tensor(row.ids)
-            mask[i, width - len(row.ids) :] = 1
-        ids, mask = ids.to(device), mask.to(device)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        begun = False
         while self.rows and not (should_stop is not None and should_stop()):
-            logits = self._forward(ids, mask, positions).cpu()
-            kept = self._draw(logits)
-            if not kept:
-                break
-            if len(kept) < len(mask):
-                chosen = torch.tensor(kept, device=device)
-                mask, positions = mask[chosen], positions[chosen]
-                self.cache.batch_select_indices(chosen)
-            ids = torch.tensor([[row.tokens[-1]] for row in self.rows], device=device)
-            mask = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=1)
-            positions = positions[:, -1:] + 1
-        for row in self.rows:
+            logits = steps.step([row.tokens[-1] for row in self.rows]) if begun else steps.start()
+            begun = True
+            kept = self._draw(logits, steps)
+            if kept and len(kept) < len(logits):
+                steps.keep(kept)
+        for place, row in enumerate(self.rows):
             self._end(row)
+            if begun:
+                steps.end(place, row.tokens)
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Logits of each row's next token [rows, vocabulary], fp32; the cache grows by ids.shape[1] positions."""
-        adapters = {"adapter_names": [row.adapter for row in self.rows]} if self.rows[0].adapter else {}
-        out = self.model(
-            input_ids=ids,
-            # without padding no mask is needed, and the faster attention without one is used
-            attention_mask=None if bool(mask.all()) else mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **adapters,
-        )
-        self.cache = out.past_key_values
-        last: torch.Tensor = out.logits[:, -1].float()
-        return last
-
-    def _draw(self, logits: torch.Tensor) -> list[int]:
+    def _draw(self, logits: torch.Tensor, steps: PlainSteps | FastSteps) -> list[int]:
         """Give every row its next token; the places of the rows that go on."""
         kept = []
-        for place, row in enumerate(self.rows):
-            token = row.sampler.draw(logits[place])
+        tokens = draw_rows([row.sampler for row in self.rows], logits)
+        for place, (row, token) in enumerate(zip(self.rows, tokens, strict=True)):
             if not row.tokens:
                 row.first = time.perf_counter() - self.start
             row.tokens.append(token)
             row.finished = token in self.eos
             if not row.finished:
                 self._tell(row, row.stream.push(token))
-            if row.finished or len(row.tokens) >= row.room:
+            if row.finished or len(row.tokens) >= row.prompt.room:
                 self._end(row)
+                steps.end(place, row.tokens)
             else:
                 kept.append(place)
         self.rows = [self.rows[place] for place in kept]

@@ -18,14 +18,13 @@ import torch
 from persona_lab.errors import BadModel, OutOfMemory
 from persona_lab.home import Home
 from persona_lab.inference.blending import told
+from persona_lab.inference.fast_linear import BASE
 from persona_lab.models.machine import memory_bytes
 from persona_lab.models.weights import check_config, fingerprint, read_header, read_json, safetensors_files
 from persona_lab.types import BaseModelInfo, Machine, Variant
 
 MAX_ADAPTERS = 8
 MAX_OWN_WEIGHTS = 2
-BASE = "__base__"
-"""peft's name for "no adapter" in a mixed batch."""
 
 
 def load_model(

@@ -38,13 +38,13 @@ class RowSampler:
 
     def draw(self, logits: torch.Tensor) -> int:
         """The next token, from logits [vocabulary] (fp32, on the CPU)."""
-        token = self._choose(self._penalised(logits))
-        if token not in self._exempt:
-            self._used.add(token)
-        return token
+        return draw_rows([self], logits[None])[0]
 
-    def _penalised(self, logits: torch.Tensor) -> torch.Tensor:
-        """Source: CTRL, https://arxiv.org/abs/1909.05858 (as transformers: negative logits are multiplied)."""
+    def penalise(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits [vocabulary] with what was said less likely.
+
+        Source: CTRL, https://arxiv.org/abs/1909.05858 (as transformers: negative logits are multiplied).
+        """
         if self.sampling.repetition_penalty == 1 or not self._used:
             return logits
         at = torch.tensor(sorted(self._used))
@@ -52,17 +52,41 @@ class RowSampler:
         penalty = self.sampling.repetition_penalty
         return logits.index_copy(0, at, torch.where(said > 0, said / penalty, said * penalty))
 
-    def _choose(self, logits: torch.Tensor) -> int:
-        if self.sampling.temperature == 0:
-            return int(logits.argmax())
-        logits = logits / self.sampling.temperature
-        total = logits.logsumexp(0)
-        values, tokens = logits.topk(min(CANDIDATES, len(logits)))
-        mass = (values - total).double().exp().cumsum(0)
-        if mass[-1] < self.sampling.top_p and len(values) < len(logits):
-            values, tokens = logits.sort(descending=True)
-            mass = (values - total).double().exp().cumsum(0)
+    def say(self, token: int) -> int:
+        """Note that the token was chosen."""
+        if token not in self._exempt:
+            self._used.add(token)
+        return token
+
+    def pick(self, mass: torch.Tensor) -> int:
+        """A place in the running sum of probabilities `mass` [candidates], likeliest first."""
         # the likeliest tokens that together reach top_p, at least one
         kept = min(int((mass < self.sampling.top_p).sum()) + 1, len(mass))
         place = int(torch.searchsorted(mass[:kept], self._random.random() * mass[kept - 1], right=True))
-        return int(tokens[min(place, kept - 1)])
+        return min(place, kept - 1)
+
+
+def draw_rows(samplers: Sequence[RowSampler], logits: torch.Tensor) -> list[int]:
+    """The next token of each row, from logits [rows, vocabulary] (fp32, on the CPU)."""
+    if any(sampler.sampling.repetition_penalty != 1 for sampler in samplers):
+        logits = torch.stack([sampler.penalise(row) for sampler, row in zip(samplers, logits, strict=True)])
+    warm = [i for i, sampler in enumerate(samplers) if sampler.sampling.temperature > 0]
+    chosen: list[int] = logits.argmax(dim=1).tolist() if len(warm) < len(samplers) else [0] * len(samplers)
+    if warm:
+        for i, token in zip(warm, _sampled([samplers[i] for i in warm], logits[warm]), strict=True):
+            chosen[i] = token
+    return [sampler.say(token) for sampler, token in zip(samplers, chosen, strict=True)]
+
+
+def _sampled(samplers: Sequence[RowSampler], logits: torch.Tensor) -> list[int]:
+    logits = logits / torch.tensor([[sampler.sampling.temperature] for sampler in samplers])
+    total = logits.logsumexp(1, keepdim=True)
+    values, tokens = logits.topk(min(CANDIDATES, logits.shape[1]), dim=1)
+    masses = (values - total).double().exp().cumsum(1)
+    chosen = []
+    for sampler, row, most, named, mass in zip(samplers, logits, total, tokens, masses, strict=True):
+        if mass[-1] < sampler.sampling.top_p and len(mass) < len(row):
+            ordered, named = row.sort(descending=True)
+            mass = (ordered - most).double().exp().cumsum(0)
+        chosen.append(int(named[sampler.pick(mass)]))
+    return chosen

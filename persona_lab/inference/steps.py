@@ -1,0 +1,327 @@
+"""One step of decoding for a batch of rows, in two ways that give the same logits.
+
+`PlainSteps` calls the model as anyone would. `FastSteps` adds a cache that grows in place, beginnings that are known
+already, packed weights and all rows' adapters in one pass. `open_steps` takes the fast way where a first step on it
+equals the plain one's, and says in the log why where it does not.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from persona_lab.inference.fast_linear import (
+    BASE,
+    NotMixable,
+    PackedWeights,
+    RowAdapters,
+    active_adapters,
+    fast_linears,
+)
+from persona_lab.inference.kv_cache import Known, PrefixCache, fill, growing_cache, row_states, shared_length
+
+log = logging.getLogger(__name__)
+
+WORTH = {"cpu": 128}
+"""Tokens that running a common beginning once must save: a pass more takes about as long on a CPU."""
+WORTH_ELSEWHERE = 2048
+CHECKED_TOKENS = (12, 9)
+"""Of two prompts, run both ways before the fast one is used."""
+DIFFERENCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.05}
+"""Allowed between the two ways (root mean square, relative to the logits' spread). Rounding gives a fraction of it: bf16
+models compute LoRA in bf16 here and in fp32 in peft. A mistake gives far more."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A row: its prompt's token ids, how many tokens may follow, and what it runs on.
+
+    `adapter`: peft's name, `__base__` for none, None for whatever is active. `weights` names the weights in a cache.
+    """
+
+    ids: tuple[int, ...]
+    room: int
+    adapter: str | None = None
+    weights: str = ""
+
+
+class PlainSteps:
+    """The model's own forward and cache; adapters through peft's `adapter_names`."""
+
+    def __init__(self, model: Any, prompts: Sequence[Prompt], pad: int) -> None:
+        self.model = model
+        self.prompts = list(prompts)
+        self.pad = pad
+        self.cache: Any = None
+        self.mask = torch.empty(0)
+        self.positions = torch.empty(0)
+
+    def start(self) -> torch.Tensor:
+        """Logits of each row's first token [rows, vocabulary], fp32, on the CPU."""
+        ids, mask = _padded([prompt.ids for prompt in self.prompts], self.pad, self.model.device)
+        self.mask, self.positions = mask, (mask.cumsum(1) - 1).clamp(min=0)
+        return self._forward(ids)
+
+    def step(self, tokens: Sequence[int]) -> torch.Tensor:
+        """The same for the token after these, one a row."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones((len(self.mask), 1))], dim=1)
+        self.positions = self.positions[:, -1:] + 1
+        return self._forward(torch.tensor([[token] for token in tokens], device=self.model.device))
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        chosen = torch.tensor(places, device=self.mask.device)
+        self.prompts = [self.prompts[place] for place in places]
+        self.mask, self.positions = self.mask[chosen], self.positions[chosen]
+        self.cache.batch_select_indices(chosen)
+
+    def end(self, place: int, tokens: Sequence[int]) -> None:
+        """A row is done, with these tokens."""
+
+    def _forward(self, ids: torch.Tensor) -> torch.Tensor:
+        names = [prompt.adapter for prompt in self.prompts]
+        out = self.model(
+            input_ids=ids,
+            # without padding no mask is needed, and the faster attention without one is used
+            attention_mask=None if bool(self.mask.all()) else self.mask,
+            position_ids=self.positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **({"adapter_names": names} if names[0] else {}),
+        )
+        self.cache = out.past_key_values
+        last: torch.Tensor = out.logits[:, -1].float().cpu()
+        return last
+
+
+class FastSteps:
+    """The fast way. To be used inside `fast_linears` with the same `adapters`.
+
+    Columns of the batch's cache: what was known of each row, aligned at the right; then what was not, so too; then new
+    tokens. Where rows differ in length the holes are masked.
+    """
+
+    def __init__(
+        self, inner: Any, prompts: Sequence[Prompt], pad: int, adapters: RowAdapters, prefixes: PrefixCache | None
+    ) -> None:
+        self.inner = inner
+        self.device = inner.device
+        self.prompts = list(prompts)
+        self.pad = pad
+        self.adapters = adapters
+        self.prefixes = prefixes
+        self.cache: Any = None
+        self.mask = torch.empty(0)
+        self.holes = False
+        self.positions = torch.empty(0)
+        self.first: list[torch.Tensor] = []
+
+    def start(self) -> torch.Tensor:
+        """Logits of each row's first token [rows, vocabulary], fp32, on the CPU."""
+        known = [self._find(prompt) for prompt in self.prompts]
+        self._share(known)
+        logits = self._run([prompt.ids for prompt in self.prompts], known, max(p.room for p in self.prompts))
+        self.first = list(logits)
+        return logits
+
+    def step(self, tokens: Sequence[int]) -> torch.Tensor:
+        """The same for the token after these, one a row."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones((len(self.mask), 1))], dim=1)
+        self.positions = self.positions + 1
+        return self._forward(torch.tensor([[token] for token in tokens], device=self.device), self.positions)
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        chosen = torch.tensor(places, device=self.device)
+        self.prompts = [self.prompts[place] for place in places]
+        self.first = [self.first[place] for place in places]
+        self.mask, self.positions = self.mask[chosen], self.positions[chosen]
+        self.holes = not bool(self.mask.all())
+        self.cache.batch_select_indices(chosen)
+        self.adapters.set([self.adapters.rows[place] for place in places])
+
+    def end(self, place: int, tokens: Sequence[int]) -> None:
+        """A row is done: keep what it computed, where things are kept."""
+        if self.prefixes is None:
+            return
+        prompt = self.prompts[place]
+        columns = self.mask[place].nonzero()[:, 0]
+        ids = (*prompt.ids, *tokens)[: len(columns)]
+        states = row_states(self.cache, place, columns)
+        self.prefixes.add(prompt.weights, ids, states, len(prompt.ids), self.first[place].clone())
+
+    def _find(self, prompt: Prompt) -> Known | None:
+        return self.prefixes.find(prompt.weights, prompt.ids) if self.prefixes is not None else None
+
+    def _share(self, known: list[Known | None]) -> None:
+        """Run what rows on the same weights begin with alike once, where that saves enough; fills `known`."""
+        alike: dict[str, list[int]] = defaultdict(list)
+        for place, prompt in enumerate(self.prompts):
+            alike[prompt.weights].append(place)
+        runs: list[tuple[list[int], int]] = []
+        for places in alike.values():
+            first = self.prompts[places[0]].ids
+            common = min(min(shared_length(first, self.prompts[p].ids), len(self.prompts[p].ids) - 1) for p in places)
+            if _saved(common, [known[place] for place in places]) >= WORTH.get(self.device.type, WORTH_ELSEWHERE):
+                runs.append((places, common))
+        if not runs:
+            return
+        rows = self.adapters.rows
+        firsts = [places[0] for places, _ in runs]
+        self.adapters.set([rows[place] for place in firsts])
+        ids = [self.prompts[places[0]].ids[:common] for places, common in runs]
+        starts = [_cut(known[place], len(part) - 1) for place, part in zip(firsts, ids, strict=True)]
+        self._run(ids, starts, 0)
+        for row, (places, common) in enumerate(runs):
+            states = row_states(self.cache, row, self.mask[row].nonzero()[:, 0])
+            for place in places:
+                known[place] = Known(states, common)
+        self.adapters.set(rows)
+
+    def _run(self, ids: Sequence[tuple[int, ...]], known: Sequence[Known | None], room: int) -> torch.Tensor:
+        """Into a new cache: what is known, then the rest through the model; logits after each row's last token."""
+        whole = [k.logits for k in known if k is not None and k.logits is not None]
+        done = len(whole) == len(ids)
+        if not done:  # the pass needs a token of every row
+            known = [_cut(k, len(row) - 1) for k, row in zip(known, ids, strict=True)]
+        lengths = [0 if k is None else k.length for k in known]
+        rest = [row[length:] for row, length in zip(ids, lengths, strict=True)]
+        width = max(lengths)
+        self.cache = growing_cache(self.inner.config, width + max(len(row) for row in rest) + room)
+        if self.cache is None:
+            raise NotMixable("the model keeps something else than keys and values")
+        if width:
+            fill(self.cache, known, width)
+        old, _ = _padded([row[:length] for row, length in zip(ids, lengths, strict=True)], self.pad, self.device)
+        columns = torch.arange(width, device=self.device)[None]
+        start = torch.tensor(lengths, device=self.device)[:, None]
+        mask = (columns >= width - start).long().expand(len(ids), old.shape[1])
+        tokens, fresh = _padded(rest, self.pad, self.device)
+        self.mask = torch.cat([mask, fresh], dim=1)
+        self.holes = not bool(self.mask.all())
+        self.positions = start + torch.tensor([[len(row) - 1] for row in rest], device=self.device)
+        if done:
+            return torch.stack(whole)
+        return self._forward(tokens, (start + fresh.cumsum(1) - 1).clamp(min=0))
+
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        out = self.inner(
+            input_ids=ids,
+            attention_mask=self.mask if self.holes else None,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        last: torch.Tensor = out.logits[:, -1].float().cpu()
+        return last
+
+
+def _saved(common: int, known: Sequence[Known | None]) -> int:
+    """Tokens that need not be run if the common beginning is run once."""
+    missing = [max(0, common - (0 if k is None else k.length)) for k in known]
+    return sum(missing) - missing[0]
+
+
+def _cut(known: Known | None, length: int) -> Known | None:
+    return Known(known.states, min(known.length, length)) if known is not None and length > 0 else None
+
+
+def _padded(rows: Sequence[tuple[int, ...]], pad: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask [rows, longest], padded at the left."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], dtype=torch.long, device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], dtype=torch.long, device=device)
+    return ids.view(len(rows), width), mask.view(len(rows), width)
+
+
+# --- which way ------------------------------------------------------------------------------------
+
+_verdicts: weakref.WeakKeyDictionary[Any, dict[bool, str]] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def open_steps(
+    model: Any,
+    prompts: Sequence[Prompt],
+    pad: int,
+    packed: PackedWeights | None = None,
+    prefixes: PrefixCache | None = None,
+) -> Iterator[PlainSteps | FastSteps]:
+    """Steps for these rows, the fast ones where the model allows them.
+
+    Args:
+        model: a transformers model, or a peft model of one, in eval mode.
+        prompts: all with an adapter name, or none.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    reason = _why_not(model, inner, prompts, pad)
+    if not reason:
+        adapters = _adapters(inner, prompts)
+        manager = fast_linears(inner, packed, adapters)
+        try:
+            manager.__enter__()
+        except NotMixable as error:
+            reason = str(error)
+        else:
+            try:
+                yield FastSteps(inner, prompts, pad, adapters, prefixes)
+            finally:
+                manager.__exit__(None, None, None)
+            return
+    log.warning("Replies are written by the plain loop: %s.", reason)
+    yield PlainSteps(model, prompts, pad)
+
+
+def _adapters(inner: Any, prompts: Sequence[Prompt]) -> RowAdapters:
+    if prompts[0].adapter is None:
+        return RowAdapters([active_adapters(inner)] * len(prompts))
+    return RowAdapters([frozenset() if p.adapter in (BASE, None) else frozenset({str(p.adapter)}) for p in prompts])
+
+
+def _why_not(model: Any, inner: Any, prompts: Sequence[Prompt], pad: int) -> str:
+    """Why the fast way cannot be taken; empty when it can. Found out once for a model."""
+    if getattr(inner, "_is_stateful", False):
+        return "the model keeps a state instead of keys and values"
+    if model is not inner and getattr(model.active_peft_config, "is_prompt_learning", False):
+        return "the adapter is a prompt, not weights"
+    kinds = _verdicts.setdefault(inner, {})
+    with_adapters = bool(_adapters(inner, prompts).used)
+    if with_adapters not in kinds:
+        few = [
+            Prompt(prompt.ids[-tokens:], 2, prompt.adapter)
+            for prompt, tokens in zip((prompts[0], prompts[-1]), CHECKED_TOKENS, strict=True)
+        ]
+        try:
+            kinds[with_adapters] = _difference(model, inner, few, pad)
+        except NotMixable as error:  # said of these adapters, not of the model
+            return str(error)
+    return kinds[with_adapters]
+
+
+def _difference(model: Any, inner: Any, few: Sequence[Prompt], pad: int) -> str:
+    adapters = _adapters(inner, few)
+    plain = PlainSteps(model, few, pad)
+    expected = torch.stack([plain.start(), plain.step([prompt.ids[0] for prompt in few])])
+    try:
+        with fast_linears(inner, None, adapters):
+            fast = FastSteps(inner, few, pad, adapters, None)
+            got = torch.stack([fast.start(), fast.step([prompt.ids[0] for prompt in few])])
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError, KeyError) as error:
+        # any architecture may be loaded here; those that lack the doors used above say so in these ways
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    apart = float((got - expected).square().mean().sqrt() / expected.std().clamp(min=1e-6))
+    allowed = DIFFERENCE.get(next(inner.parameters()).dtype, 0.1)
+    if not apart <= allowed:
+        return f"its logits are {apart:.2g} standard deviations from the model's own"
+    return ""
