@@ -17,17 +17,10 @@ With the library's default (about 300,000) a training step takes several times a
 core, and a browser beside the training is the normal case here; without any spinning it is slow when alone.
 """
 
-MALLOC = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
-    "MALLOC_TOP_PAD_": str(1 << 26),
-}
-"""glibc keeps large blocks for the next step instead of asking the system for fresh pages each time."""
-
 
 def worker_environment() -> dict[str, str]:
     """The environment of a worker; what the user has set wins."""
-    own = {"GOMP_SPINCOUNT": SPIN, "HF_HUB_DISABLE_TELEMETRY": "1", **MALLOC}
+    own = {"GOMP_SPINCOUNT": SPIN, "HF_HUB_DISABLE_TELEMETRY": "1"}
     return own | os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 
 
