@@ -22,7 +22,7 @@ SPECTRAL = ("pissa", "olora")
 """Starts that come from the base's own weights."""
 _POWER_ITERATIONS = 8
 _SMALL = 256
-"""Weights of this width have their whole SVD taken: it costs less than a millisecond each."""
+"""Weights no wider than this have their whole SVD taken, which is cheap for them."""
 
 
 @torch.no_grad()

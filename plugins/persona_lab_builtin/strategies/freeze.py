@@ -55,9 +55,7 @@ class FreezeStrategy(Strategy):
 
     id = "freeze"
     title = "Some layers in full"
-    summary = (
-        "Trains only the last quarter of the layers: nearly full fine-tuning's imprint at half its time and memory."
-    )
+    summary = "Trains only the last quarter of the layers: nearly full fine-tuning's imprint in about half its time."
     rank = 25
     Config = FreezeConfig
 
