@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from persona_lab.errors import BadInput
 from persona_lab.inference.fast_linear import (
     BASE,
     NotMixable,
@@ -261,6 +262,9 @@ def open_steps(
     Args:
         model: a transformers model, or a peft model of one, in eval mode.
         prompts: all with an adapter name, or none.
+
+    Raises:
+        BadInput: other weights than the model's own are asked for, and only the plain way could be taken.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     reason = _why_not(model, inner, prompts, pad)
@@ -277,6 +281,8 @@ def open_steps(
             finally:
                 manager.__exit__(None, None, None)
             return
+    if packed is not None and packed.weights != "native":
+        raise BadInput(f"{packed.weights} weights cannot be used with this model: {reason}.", "Switch them off.")
     log.warning("Replies are written by the plain loop: %s.", reason)
     yield PlainSteps(model, prompts, pad)
 
