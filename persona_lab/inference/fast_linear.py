@@ -168,7 +168,7 @@ def fast_linears(model: torch.nn.Module, packed: PackedWeights | None, rows: Row
     """
     replaced = _replacements(model, packed, rows)
     for module, forward in replaced:
-        module.forward = forward  # type: ignore[method-assign]
+        module.forward = forward
     try:
         yield
     finally:

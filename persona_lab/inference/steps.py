@@ -36,8 +36,8 @@ WORTH_ELSEWHERE = 2048
 CHECKED_TOKENS = (12, 9)
 """Of two prompts, run both ways before the fast one is used."""
 DIFFERENCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.05}
-"""Allowed between the two ways (root mean square, relative to the logits' spread). Rounding gives a fraction of it: bf16
-models compute LoRA in bf16 here and in fp32 in peft. A mistake gives far more."""
+"""Allowed between the two ways (root mean square, relative to the logits' spread). Rounding gives a fraction of it:
+bf16 models compute LoRA in bf16 here and in fp32 in peft. A mistake gives far more."""
 
 
 @dataclass(frozen=True)
