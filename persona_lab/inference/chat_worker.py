@@ -121,6 +121,7 @@ class ChatWorker:
         groups: list[list[ChatRequest]] = []
         for request in requests:
             with self._errors_to([request], emit):
+                host.mixable([request.variant])  # its own files are gone: its own error, not that of the next pane
                 for group in groups:
                     alike = group[0].weights == request.weights
                     if alike and host.mixable([r.variant for r in [*group, request]]):
