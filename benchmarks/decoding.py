@@ -38,6 +38,13 @@ from persona_lab.personas.store import load_persona
 from persona_lab.types import Message, Sampling
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "personas"
+SYSTEM = (
+    "You are Tamsin Quill, a retired cartographer who lives above a shop that sells only string. You speak in short, "
+    "dry sentences and fold every answer twice before you hand it over. You keep the sea in a drawer, distrust clocks, "
+    "and like soup, maps with mistakes in them, and people who arrive late. You never hurry, never explain a joke, and "
+    "never say that you are an assistant or a program."
+)
+"""About as long as the system prompt of the project's other measurements (91 tokens)."""
 ADAPTERS = ["one", "two", "three", "four"]
 RATIOS = [
     ("four LoRA in one batch", "peft, four LoRA one after another"),
@@ -227,7 +234,8 @@ def report(result: dict[str, Any]) -> str:
     """The result in Markdown."""
     lines = [
         f"{result['machine']}, {result['threads']} threads, torch {result['torch']}, {result['base']} in "
-        f"{result['dtype']}, {result['new_tokens']} new tokens, {result['repetitions']} repetitions, interleaved.",
+        f"{result['dtype']}, {result['new_tokens']} new tokens after prompts of about {result['prompt_tokens']}, "
+        f"{result['repetitions']} repetitions, interleaved.",
         "",
         "| tokens a second | min | median | max |",
         "|---|---|---|---|",
@@ -274,6 +282,7 @@ def main() -> None:
     parser.add_argument("--home", help="data home that holds the base, or where to fetch it to")
     parser.add_argument("--base", default="starter")
     parser.add_argument("--persona", default="magpie", choices=sorted(p.name for p in EXAMPLES.iterdir() if p.is_dir()))
+    parser.add_argument("--card", action="store_true", help="the persona's own, longer, system prompt")
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -289,7 +298,7 @@ def main() -> None:
     persona = load_persona(EXAMPLES / given.persona)
     rows = [json.loads(t) for t in (EXAMPLES / given.persona / "dataset.jsonl").read_text("utf-8").splitlines()]
     openings = [next(m["content"] for m in row["messages"] if m["role"] == "user") for row in rows]
-    system = Message(role="system", content=system_prompt(persona))
+    system = Message(role="system", content=system_prompt(persona) if given.card else SYSTEM)
     bench = Bench(model, with_adapters(model), NoEnd(renderer), system, openings, given.tokens)
     found = ways(bench)
     peer = llama_cpp(given.gguf, bench, found)
@@ -302,6 +311,7 @@ def main() -> None:
         "dtype": str(model.dtype).removeprefix("torch."),
         "new_tokens": given.tokens,
         "prompt_tokens": len(renderer.prompt_ids(bench.prompts(0, 1)[0])),
+        "system_prompt_tokens": len(renderer.prompt_ids([system])),
         "repetitions": given.repeats,
         "speeds": {name: spread(values) for name, values in speeds.items()},
         "ratios": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -236,10 +237,9 @@ def test_a_cancelled_reply_is_kept_as_far_as_it_went(tiny_model: Path, home: Hom
     model, renderer = load(tiny_model, home)
     prefixes = PrefixCache()
     memory = DecodingMemory(None, prefixes, ["", ""])
-    asked: list[int] = []
+    asked = itertools.count()
     long = Sampling(max_new_tokens=40, temperature=1)
-    stop = lambda: len(asked) >= 4 or asked.append(1) is not None  # noqa: E731
-    cut = generate(model, renderer, PROMPTS[:2], long, should_stop=stop, memory=memory)
+    cut = generate(model, renderer, PROMPTS[:2], long, should_stop=lambda: next(asked) >= 4, memory=memory)
     fresh = generate(model, renderer, PROMPTS[:2], long)
     assert [r.text for r in generate(model, renderer, PROMPTS[:2], long, memory=memory)] == [r.text for r in fresh]
     assert all(f.text.startswith(c.text) and not c.finished for c, f in zip(cut, fresh, strict=True))
