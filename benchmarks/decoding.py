@@ -226,7 +226,8 @@ def measure(found: dict[str, Callable[[int], int]], repetitions: int) -> dict[st
             written = run(repetition)
             if repetition:
                 speeds[name].append(written / (time.perf_counter() - begun))
-        print(f"repetition {repetition} of {repetitions}", file=sys.stderr, flush=True)
+        latest = {name: round(values[-1], 1) for name, values in speeds.items() if values}
+        print(f"repetition {repetition} of {repetitions}: {latest}", file=sys.stderr, flush=True)
     return speeds
 
 
