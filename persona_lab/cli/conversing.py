@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from persona_lab.errors import BadInput, WorkFailed
 from persona_lab.types import ChatChunk, ChatRequest, Message, Sampling, Variant
@@ -44,6 +44,7 @@ def replies(
     variants: Sequence[Variant],
     prompts: Sequence[str],
     sampling: Sampling,
+    weights: Literal["native", "int8"] = "native",
 ) -> Iterator[dict[str, Any]]:
     """One row a prompt and variant, in that order; the variants of a prompt are decoded together.
 
@@ -53,7 +54,11 @@ def replies(
     for prompt in prompts:
         requests = [
             ChatRequest(
-                pane=str(number), variant=variant, messages=(Message(role="user", content=prompt),), sampling=sampling
+                pane=str(number),
+                variant=variant,
+                messages=(Message(role="user", content=prompt),),
+                sampling=sampling,
+                weights=weights,
             )
             for number, variant in enumerate(variants)
         ]

@@ -222,6 +222,7 @@ def say(
     max_new_tokens: Annotated[int, typer.Option(min=1, max=4096)] = 120,
     temperature: Annotated[float, typer.Option(min=0, max=5, help="0 always takes the likeliest word.")] = 0.7,
     blend: Annotated[str, typer.Option("--blend", help="Of variants with aspects: voice=1,mood=0.5.")] = "",
+    int8: Annotated[bool, typer.Option("--int8", help="Weights rounded to 8 bits: faster, a little off.")] = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -238,7 +239,7 @@ def say(
         if weights:
             found = engine.blended(found, weights)
         rows = []
-        for row in replies(engine.chat, found, asked, sampling):
+        for row in replies(engine.chat, found, asked, sampling, "int8" if int8 else "native"):
             rows.append(row)
             if not as_json:
                 print(f"[{row['variant']}, {row['adapter']}]\n> {row['prompt']}\n{row['reply']}\n")

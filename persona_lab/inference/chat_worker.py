@@ -18,17 +18,19 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from pydantic import ValidationError
 
 from persona_lab.datasets.rendering import ChatRenderer
-from persona_lab.errors import OutOfMemory, PersonaLabError
+from persona_lab.errors import BadInput, OutOfMemory, PersonaLabError
 from persona_lab.home import Home
 from persona_lab.inference.blending import in_use
-from persona_lab.inference.decoding import Generated, generate
+from persona_lab.inference.decoding import DecodingMemory, Generated, generate
+from persona_lab.inference.fast_linear import PackedWeights, Weights, worth_packing
+from persona_lab.inference.kv_cache import PrefixCache
 from persona_lab.inference.loading import VariantHost
 from persona_lab.inference.prompting import messages_for
 from persona_lab.models import registry
@@ -54,10 +56,29 @@ class LogReporter:
 
 @dataclass
 class _Served:
-    """A base in memory, with all that is needed to answer from it."""
+    """A base in memory, with all that is needed to answer from it, and what earlier answers computed."""
 
     host: VariantHost
     renderer: ChatRenderer
+    prefixes: PrefixCache = field(default_factory=PrefixCache)
+    packed: dict[Weights, PackedWeights] = field(
+        default_factory=lambda: {"native": PackedWeights(), "int8": PackedWeights("int8")}
+    )
+
+    def memory(self, model: Any, requests: Sequence[ChatRequest]) -> DecodingMemory:
+        """What may be reused for these requests, all of the same `weights`.
+
+        Raises:
+            BadInput: int8 was asked for and this model cannot have it.
+        """
+        weights = requests[0].weights
+        worth = worth_packing(model)
+        if weights == "int8" and (not worth or any(request.variant.quantization for request in requests)):
+            raise BadInput(
+                "int8 weights are for bf16 models of up to 1 GB on a CPU, which this is not.", "Switch int8 off."
+            )
+        keys = [f"{weights} {self.host.weights_key(request.variant)}" for request in requests]
+        return DecodingMemory(self.packed[weights] if worth else None, self.prefixes, keys)
 
 
 class ChatWorker:
@@ -110,8 +131,10 @@ class ChatWorker:
         groups: list[list[ChatRequest]] = []
         for request in requests:
             with self._errors_to([request], emit):
+                host.mixable([request.variant])  # its own files are gone: its own error, not that of the next pane
                 for group in groups:
-                    if host.mixable([r.variant for r in [*group, request]]):
+                    alike = group[0].weights == request.weights
+                    if alike and host.mixable([r.variant for r in [*group, request]]):
                         group.append(request)
                         break
                 else:
@@ -130,6 +153,7 @@ class ChatWorker:
         with _active(served.host, variants) as (model, adapters):
             # named while the weights are in use, so that a stamp cannot speak of others
             stamps = [served.host.stamp_name(variant) for variant in variants]
+            memory = served.memory(model, group)
             replies = generate(
                 model,
                 served.renderer,
@@ -138,6 +162,7 @@ class ChatWorker:
                 on_token=lambda row, text: emit(ChatChunk(pane=group[row].pane, text=text)),
                 should_stop=should_stop,
                 adapter_names=adapters,
+                memory=memory,
             )
         for request, adapter, reply in zip(group, stamps, replies, strict=True):
             emit(ChatChunk(pane=request.pane, done=True, stamp=_stamp(request, adapter, reply)))
@@ -179,7 +204,7 @@ def _alone(host: VariantHost, variant: Variant) -> Iterator[tuple[Any, None]]:
 def _stamp(request: ChatRequest, adapter: str, reply: Generated) -> Stamp:
     return Stamp(
         variant=request.variant.id,
-        adapter=adapter,
+        adapter=adapter if request.weights == "native" else f"{adapter}, {request.weights} weights",
         base=request.variant.base,
         seed=request.sampling.seed,
         tokens=reply.tokens,

@@ -109,9 +109,9 @@ class _Layout:
         self.mask: torch.Tensor | None = None
 
     def fit(self, rows: Sequence[frozenset[str]]) -> None:
-        """`mask` becomes [rows, 1, sum of ranks], 1 where the rank belongs to an adapter of the row; None: all do."""
+        """`mask` becomes [rows, sum of ranks], 1 where the rank belongs to an adapter of the row; None: all do."""
         owners = [name for name, rank in self.blocks for _ in range(rank)]
-        mask = torch.tensor([[[float(name in active) for name in owners]] for active in rows])
+        mask = torch.tensor([[float(name in active) for name in owners] for active in rows])
         self.mask = None if bool(mask.all()) else mask.to(self.like.device, self.like.dtype)
 
 
@@ -168,7 +168,7 @@ def fast_linears(model: torch.nn.Module, packed: PackedWeights | None, rows: Row
     """
     replaced = _replacements(model, packed, rows)
     for module, forward in replaced:
-        module.forward = forward  # type: ignore[method-assign]
+        module.forward = forward
     try:
         yield
     finally:
@@ -185,6 +185,8 @@ def _replacements(
     found: list[tuple[torch.nn.Module, Multiply]] = []
     inside: set[torch.nn.Module] = set()
     loras = set(_lora_layers(model))
+    # what 4-bit layers compute in, whose own weights are bytes
+    compute = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     for module in model.modules():
         if module in inside or "forward" in vars(module):
             continue
@@ -192,38 +194,43 @@ def _replacements(
             inside.update(module.modules())
             if module not in loras:
                 raise NotMixable(f"{type(module).__name__} is not LoRA")
-            found.append((module, _with_lora(module, packed, rows)))
+            found.append((module, _with_lora(module, packed, rows, compute)))
         elif packed is not None and (multiply := packed.multiply(module)) is not None:
             found.append((module, multiply))
     return found
 
 
-def _with_lora(module: Any, packed: PackedWeights | None, rows: RowAdapters) -> Multiply:
+def _with_lora(module: Any, packed: PackedWeights | None, rows: RowAdapters, compute: torch.dtype) -> Multiply:
     base: torch.nn.Module = module.base_layer
     own = packed.multiply(base) if packed is not None else None
     plain: Multiply = own or base
-    blocks, down, up = _joined(module, rows.used, base)
+    blocks, down, up = _joined(module, rows.used, base, compute)
     if not blocks:
         if module.merged or len(module.lora_embedding_A):
             raise NotMixable(f"{type(module).__name__} on {type(base).__name__}")
         return plain
     layout = rows.layout(blocks, down)
+    ranks = up.shape[0]
 
     def forward(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         out = plain(x)
-        narrow = functional.linear(x, down)
-        if layout.mask is not None:
-            narrow = narrow * layout.mask
-        wide = out.shape[-1]
-        return torch.addmm(out.view(-1, wide), narrow.view(-1, narrow.shape[-1]), up).view(out.shape)
+        narrow = torch.mm(x.reshape(-1, x.shape[-1]), down)
+        mask = layout.mask
+        if mask is not None:
+            if len(narrow) == len(mask):
+                narrow = narrow * mask
+            else:  # [rows * tokens, ranks]
+                narrow = (narrow.view(len(mask), -1, ranks) * mask[:, None]).view(-1, ranks)
+        out.view(-1, out.shape[-1]).addmm_(narrow, up)
+        return out
 
     return forward
 
 
 def _joined(
-    module: Any, used: frozenset[str], base: torch.nn.Module
+    module: Any, used: frozenset[str], base: torch.nn.Module, compute: torch.dtype
 ) -> tuple[tuple[tuple[str, int], ...], torch.Tensor, torch.Tensor]:
-    """((adapter, rank), ...), A [sum of ranks, in], B [sum of ranks, out] with the scaling in it.
+    """((adapter, rank), ...), A [in, sum of ranks], B [sum of ranks, out] with the scaling in it.
 
     Raises:
         NotMixable
@@ -231,7 +238,7 @@ def _joined(
     names = sorted(name for name in used if name in module.lora_A)
     down, up = [], []
     weight: Any = getattr(base, "weight", None)
-    dtype = weight.dtype if weight is not None and weight.is_floating_point() else torch.get_default_dtype()
+    dtype = weight.dtype if weight is not None and weight.is_floating_point() else compute
     for name in names:
         a, b = module.lora_A[name], module.lora_B[name]
         linear = type(a) is torch.nn.Linear and type(b) is torch.nn.Linear
@@ -240,9 +247,9 @@ def _joined(
         if len(names) > 1 and not (a.weight.isfinite().all() and b.weight.isfinite().all()):
             # zero times infinity would reach the other rows
             raise NotMixable(f"adapter {name} holds numbers that are not finite")
-        down.append(a.weight.detach().to(dtype))
+        down.append(a.weight.detach().to(dtype).T)
         up.append((b.weight.detach().float() * module.scaling[name]).to(dtype).T)
     if not names:
         return (), torch.empty(0), torch.empty(0)
-    blocks = tuple((name, int(a.shape[0])) for name, a in zip(names, down, strict=True))
-    return blocks, torch.cat(down).contiguous(), torch.cat(up).contiguous()
+    blocks = tuple((name, int(a.shape[1])) for name, a in zip(names, down, strict=True))
+    return blocks, torch.cat(down, dim=1).contiguous(), torch.cat(up).contiguous()

@@ -94,8 +94,9 @@ def row_states(cache: DynamicCache, row: int, columns: torch.Tensor) -> States:
     """A copy of one row's keys and values at these columns."""
     found = []
     for layer in cache.layers:
-        assert layer.keys is not None and layer.values is not None, "the cache was filled"
-        found.append((layer.keys[row][:, columns], layer.values[row][:, columns]))
+        keys: Any = layer.keys
+        values: Any = layer.values
+        found.append((keys[row][:, columns], values[row][:, columns]))
     return found
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from persona_lab.errors import BadInput
 from persona_lab.inference.fast_linear import (
     BASE,
     NotMixable,
@@ -35,8 +36,9 @@ WORTH_ELSEWHERE = 2048
 CHECKED_TOKENS = (12, 9)
 """Of two prompts, run both ways before the fast one is used."""
 DIFFERENCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.05}
-"""Allowed between the two ways (root mean square, relative to the logits' spread). Rounding gives a fraction of it: bf16
-models compute LoRA in bf16 here and in fp32 in peft. A mistake gives far more."""
+"""Allowed between the two ways (root mean square, relative to the logits' spread). Rounding gives a fraction of it:
+bf16 models compute LoRA in bf16 here and in fp32 in peft. A mistake gives far more."""
+QUANTIZED_DIFFERENCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -261,6 +263,9 @@ def open_steps(
     Args:
         model: a transformers model, or a peft model of one, in eval mode.
         prompts: all with an adapter name, or none.
+
+    Raises:
+        BadInput: other weights than the model's own are asked for, and only the plain way could be taken.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     reason = _why_not(model, inner, prompts, pad)
@@ -277,6 +282,8 @@ def open_steps(
             finally:
                 manager.__exit__(None, None, None)
             return
+    if packed is not None and packed.weights != "native":
+        raise BadInput(f"{packed.weights} weights cannot be used with this model: {reason}.", "Switch them off.")
     log.warning("Replies are written by the plain loop: %s.", reason)
     yield PlainSteps(model, prompts, pad)
 
@@ -321,7 +328,8 @@ def _difference(model: Any, inner: Any, few: Sequence[Prompt], pad: int) -> str:
         # any architecture may be loaded here; those that lack the doors used above say so in these ways
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     apart = float((got - expected).square().mean().sqrt() / expected.std().clamp(min=1e-6))
-    allowed = DIFFERENCE.get(next(inner.parameters()).dtype, 0.1)
+    quantized = getattr(inner, "is_quantized", False)  # whose products round by the shape of the batch
+    allowed = QUANTIZED_DIFFERENCE if quantized else DIFFERENCE.get(next(inner.parameters()).dtype, 0.1)
     if not apart <= allowed:
         return f"its logits are {apart:.2g} standard deviations from the model's own"
     return ""

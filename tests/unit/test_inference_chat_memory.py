@@ -1,0 +1,95 @@
+"""What the chat worker keeps between messages changes no reply, and int8 weights are said to be int8."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from persona_lab.home import Home
+from persona_lab.inference.chat_worker import ChatWorker
+from persona_lab.types import ChatChunk, ChatRequest, Message, Sampling, Variant
+
+SAMPLING = Sampling(seed=5, temperature=1, max_new_tokens=12)
+
+
+@pytest.fixture
+def adapter(tiny_model: Path, tmp_path: Path) -> Callable[[str], Variant]:
+    """Makes a LoRA variant of a rank of its own."""
+
+    def make(name: str) -> Variant:
+        import torch
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM
+
+        torch.manual_seed(len(name))
+        model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+        config = LoraConfig(r=2 + len(name), target_modules="all-linear", init_lora_weights=False)
+        get_peft_model(model, config).save_pretrained(tmp_path / name)
+        return variant(tiny_model, name, kind="adapter", strategy="lora", path=str(tmp_path / name))
+
+    return make
+
+
+def variant(base: Path, name: str, **fields: Any) -> Variant:
+    given = {"id": name, "name": name, "persona": "t", "base": str(base), "strategy": "base", "kind": "base"}
+    return Variant(**given | {"system": "You are a kettle that was promised the sea."} | fields)
+
+
+def worker(home: Home, bf16: bool) -> ChatWorker:
+    made = ChatWorker(home)
+    made.machine = made.machine.model_copy(update={"bf16": bf16})
+    return made
+
+
+def ask(chat: ChatWorker, variants: list[Variant], *texts: str, **fields: Any) -> dict[str, tuple[str, ChatChunk]]:
+    """Variant -> its reply and last chunk; `texts` are user, assistant, user, ..."""
+    roles: list[Any] = ["user", "assistant"]
+    messages = tuple(Message(role=roles[i % 2], content=text) for i, text in enumerate(texts))
+    requests = [
+        ChatRequest(pane=v.id, variant=v, messages=messages, **{"sampling": SAMPLING} | fields) for v in variants
+    ]
+    chunks: list[ChatChunk] = []
+    chat.answer(requests, chunks.append, lambda: False)
+    return {c.pane: ("".join(d.text for d in chunks if d.pane == c.pane), c) for c in chunks}
+
+
+def test_a_conversation_with_memory_is_the_one_without(
+    home: Home, tiny_model: Path, adapter: Callable[[str], Variant]
+) -> None:
+    variants = [variant(tiny_model, "base"), adapter("one"), adapter("three")]
+    chat = worker(home, bf16=False)
+    first = ask(chat, variants, "Are you lost?")
+    assert {name: text for name, (text, _) in ask(chat, variants, "Are you lost?").items()} == {
+        name: text for name, (text, _) in first.items()
+    }
+    later = ["Are you lost?", first["one"][0] or ".", "And now?"]
+    assert ask(chat, variants, *later)["one"][0] == ask(worker(home, bf16=False), variants, *later)["one"][0]
+    [served] = chat._served.values()
+    assert 0 < served.prefixes.bytes() < 10_000_000
+
+
+def test_a_pane_that_fails_does_not_stop_the_others(
+    home: Home, tiny_model: Path, adapter: Callable[[str], Variant]
+) -> None:
+    gone = variant(tiny_model, "gone", kind="adapter", strategy="lora", path="/nowhere")
+    chat = worker(home, bf16=False)
+    alone = ask(chat, [adapter("one")], "Why?")["one"][0]
+    panes = ask(chat, [gone, adapter("one"), variant(tiny_model, "base")], "Why?")
+    assert "gone" in panes["gone"][1].error
+    assert (panes["one"][1].error, panes["one"][0]) == ("", alone)
+    assert panes["base"][1].done
+
+
+def test_int8_is_stamped_and_only_where_it_ran(home: Home, tiny_model: Path, adapter: Callable[[str], Variant]) -> None:
+    variants = [variant(tiny_model, "base"), adapter("one")]
+    chat = worker(home, bf16=True)
+    for request in ({}, {"weights": "int8"}, {}):
+        panes = ask(chat, variants, "Are you lost?", **request)
+        for _, last in panes.values():
+            assert last.stamp is not None
+            assert last.stamp.adapter.endswith("int8 weights") == bool(request)
+    refused = ask(worker(home, bf16=False), variants, "Are you lost?", weights="int8")
+    assert all("int8" in last.error for _, last in refused.values())

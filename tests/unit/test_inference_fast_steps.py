@@ -1,0 +1,278 @@
+"""The fast loop says what transformers and peft say, whatever is known already and whoever else is in the batch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from persona_lab.datasets.rendering import ChatRenderer
+from persona_lab.errors import BadInput
+from persona_lab.home import Home
+from persona_lab.inference.decoding import DecodingMemory, generate
+from persona_lab.inference.fast_linear import BASE, PackedWeights, RowAdapters, fast_linears, worth_packing
+from persona_lab.inference.kv_cache import PrefixCache
+from persona_lab.inference.loading import load_model
+from persona_lab.inference.steps import FastSteps, PlainSteps, Prompt, open_steps
+from persona_lab.models import registry
+from persona_lab.models.machine import worker_machine
+from persona_lab.types import Message, Sampling
+
+ARCHITECTURES = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "phi3", "gpt2"]
+GREEDY = Sampling(temperature=0, max_new_tokens=12, repetition_penalty=1)
+SYSTEM = Message(role="system", content="You are Tamsin Quill, a retired cartographer who folds every answer twice.")
+RANKS = {"one": 4, "two": 7, "three": 2}
+
+
+def load(folder: Path, home: Home) -> tuple[Any, ChatRenderer]:
+    info = registry.describe(str(folder), home)
+    return load_model(info, worker_machine(home.root), full_precision=True), ChatRenderer(folder)
+
+
+def with_adapters(model: Any, **options: Any) -> Any:
+    """Adapters of unequal ranks, one of them rank-stabilised, large enough to change what is said."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(7)
+    options |= {"fan_in_fan_out": True} if model.config.model_type == "gpt2" else {}
+    made = None
+    for name, rank in RANKS.items():
+        config = LoraConfig(
+            r=rank, target_modules="all-linear", init_lora_weights=False, use_rslora=name == "two", **options
+        )
+        if made is None:
+            made = get_peft_model(model, config, adapter_name=name)
+        else:
+            made.add_adapter(name, config)
+    assert made is not None
+    return made.eval().requires_grad_(False)
+
+
+def user(text: str) -> Message:
+    return Message(role="user", content=text)
+
+
+QUESTIONS = ["Hi", "Why do you keep the sea in a drawer?", "Why?", "Is it lost, and why there?"]
+PROMPTS = [[SYSTEM, user(question)] for question in QUESTIONS]
+
+
+def theirs(model: Any, renderer: ChatRenderer, prompt: list[Message], tokens: int = 12) -> str:
+    """transformers' own greedy reply."""
+    ids = torch.tensor([renderer.prompt_ids(prompt)], device=model.device)
+    with torch.no_grad():
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=tokens,
+            eos_token_id=list(renderer.eos_ids),
+        )
+    reply = [t for t in out[0, ids.shape[1] :].tolist() if t not in renderer.eos_ids]
+    return renderer.decode(reply).replace("\ufffd", "")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_takes_the_fast_way_and_says_what_transformers_says(
+    architecture: str, tiny_model_of: Callable[[str], Path], home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, renderer = load(tiny_model_of(architecture), home)
+    expected = [theirs(model, renderer, prompt) for prompt in PROMPTS]
+    # eight times each: the shared beginning is then worth a pass of its own
+    replies = [r.text for r in generate(model, renderer, PROMPTS * 8, GREEDY)]
+    assert replies == expected * 8
+    assert "plain loop" not in caplog.text
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rows_of_different_adapters_say_what_peft_says_of_each_alone(
+    architecture: str, tiny_model_of: Callable[[str], Path], home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, renderer = load(tiny_model_of(architecture), home)
+    expected = {(BASE, i): theirs(model, renderer, prompt) for i, prompt in enumerate(PROMPTS)}
+    tuned = with_adapters(model)
+    for name in RANKS:
+        tuned.set_adapter(name)
+        expected |= {(name, i): theirs(tuned, renderer, prompt) for i, prompt in enumerate(PROMPTS)}
+    rows = list(expected)
+    replies = generate(tuned, renderer, [PROMPTS[i] for _, i in rows], GREEDY, adapter_names=[name for name, _ in rows])
+    assert {row: reply.text for row, reply in zip(rows, replies, strict=True)} == expected
+    assert len(set(expected.values())) > len(RANKS)
+    assert "plain loop" not in caplog.text
+    assert not [m for m in tuned.modules() if "forward" in vars(m)]
+
+
+def test_without_names_rows_run_on_what_is_active_also_on_several_at_once(tiny_model: Path, home: Home) -> None:
+    model, renderer = load(tiny_model, home)
+    plain = theirs(model, renderer, PROMPTS[1])
+    tuned = with_adapters(model)
+    tuned.base_model.set_adapter(["one", "three"])
+    both = theirs(tuned, renderer, PROMPTS[1])
+    assert generate(tuned, renderer, PROMPTS, GREEDY)[1].text == both != plain
+    with tuned.disable_adapter():
+        assert generate(tuned, renderer, PROMPTS, GREEDY)[1].text == plain
+
+
+@pytest.mark.parametrize("names", [None, [BASE, "one", "two", "three"]])
+def test_what_is_known_already_changes_no_reply(names: list[str] | None, tiny_model: Path, home: Home) -> None:
+    model, renderer = load(tiny_model, home)
+    model = with_adapters(model) if names else model
+    prefixes = PrefixCache()
+    tokens = TokensRun(model.get_base_model() if names else model)
+
+    def say(prompts: list[list[Message]], kept: bool) -> tuple[list[str], int]:
+        memory = DecodingMemory(None, prefixes, names or [""] * len(prompts)) if kept else None
+        before = tokens.count
+        sampling = [Sampling(seed=3, max_new_tokens=9 + i, temperature=1) for i in range(len(prompts))]
+        replies = generate(model, renderer, prompts, sampling, adapter_names=names, memory=memory)
+        return [reply.text for reply in replies], tokens.count - before
+
+    say(PROMPTS, False)  # the check of the fast way runs tokens too
+    fresh, cost = say(PROMPTS, False)
+    first, _ = say(PROMPTS, True)
+    again, little = say(PROMPTS, True)
+    assert fresh == first == again
+    assert little < cost / 3
+    following = [
+        [*prompt, Message(role="assistant", content=reply or "."), user("And then?")]
+        for prompt, reply in zip(PROMPTS, first, strict=True)
+    ]
+    whole, cost = say(following, False)
+    continued, little = say(following, True)
+    assert whole == continued
+    assert little < cost
+
+
+class TokensRun:
+    """Counts the tokens that a model is given, with padding."""
+
+    def __init__(self, model: Any) -> None:
+        self.count = 0
+        model.register_forward_pre_hook(self._look, with_kwargs=True)
+
+    def _look(self, module: Any, arguments: Any, named: Any) -> None:
+        self.count += named["input_ids"].numel()
+
+
+def test_a_prefix_cache_is_bounded_and_keeps_weights_apart() -> None:
+    states = [(torch.zeros(2, 20, 4), torch.zeros(2, 20, 4))]
+    logits = torch.zeros(10)
+    cache = PrefixCache(limit=4 * 2 * 1280)
+    cache.add("a", range(20), states, 15, logits)
+    assert cache.find("b", range(20)) is None
+    known = cache.find("a", range(15))
+    assert known is not None
+    assert known.length == 15
+    assert known.logits is logits
+    partly = cache.find("a", [*range(12), 99, 98])
+    assert partly is not None
+    assert (partly.length, partly.logits) == (12, None)
+    cut = cache.find("a", range(18))  # what comes after 18 tokens was not kept, so the last one is run
+    assert cut is not None
+    assert (cut.length, cut.logits) == (17, None)
+    cache.add("a", range(30), states, 25, logits)  # goes on from the first: takes its place
+    again = cache.find("a", range(15))
+    assert again is not None
+    assert again.logits is logits
+    for number in range(40):
+        cache.add("a", range(100 * number, 100 * number + 20), states, 15, logits)
+        assert cache.bytes() <= cache.limit
+    assert cache.find("a", range(3900, 3920)) is not None
+    assert cache.find("b", range(20)) is None
+
+
+def test_an_adapter_that_is_not_finite_does_not_reach_the_other_rows(
+    tiny_model: Path, home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, renderer = load(tiny_model, home)
+    tuned = with_adapters(model)
+    names = ["one", "two"]
+    expected = generate(tuned, renderer, PROMPTS[:2], GREEDY, adapter_names=names)[0].text
+    for module in tuned.modules():
+        if hasattr(module, "lora_B"):
+            module.lora_B["two"].weight.fill_(float("inf"))
+    assert generate(tuned, renderer, PROMPTS[:2], GREEDY, adapter_names=names)[0].text == expected
+    assert "not finite" in caplog.text
+
+
+def test_what_cannot_be_mixed_is_left_to_the_plain_loop_with_a_reason(
+    tiny_model: Path, home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, renderer = load(tiny_model, home)
+    tuned = with_adapters(model, use_dora=True)
+    tuned.set_adapter("one")
+    assert generate(tuned, renderer, PROMPTS, GREEDY)[1].text == theirs(tuned, renderer, PROMPTS[1])
+    assert "more than plain LoRA" in caplog.text
+    memory = DecodingMemory(PackedWeights("int8"), PrefixCache(), [""])
+    with pytest.raises(BadInput, match="int8"):
+        generate(tuned, renderer, PROMPTS[:1], GREEDY, memory=memory)
+
+
+def test_a_fast_way_that_is_wrong_is_found_out(
+    tiny_model: Path, home: Home, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, renderer = load(tiny_model, home)
+    expected = theirs(model, renderer, PROMPTS[1])
+    right = FastSteps._forward
+    monkeypatch.setattr(FastSteps, "_forward", lambda self, ids, positions: right(self, ids.roll(1, 0), positions))
+    assert generate(model, renderer, PROMPTS, GREEDY)[1].text == expected
+    assert "standard deviations from the model's own" in caplog.text
+
+
+def test_a_row_leaves_and_the_others_go_on_as_alone(tiny_model: Path, home: Home) -> None:
+    model, renderer = load(tiny_model, home)
+    tuned = with_adapters(model)
+    sampling = [Sampling(seed=1, temperature=1, max_new_tokens=n) for n in (3, 14, 6, 11)]
+    names = ["one", BASE, "two", "three"]
+    together = generate(tuned, renderer, PROMPTS, sampling, adapter_names=names)
+    for prompt, drawn, name, reply in zip(PROMPTS, sampling, names, together, strict=True):
+        [alone] = generate(tuned, renderer, [prompt], drawn, adapter_names=[name])
+        assert (alone.text, alone.tokens) == (reply.text, reply.tokens)
+
+
+def test_a_cancelled_reply_is_kept_as_far_as_it_went(tiny_model: Path, home: Home) -> None:
+    model, renderer = load(tiny_model, home)
+    prefixes = PrefixCache()
+    memory = DecodingMemory(None, prefixes, ["", ""])
+    asked = itertools.count()
+    long = Sampling(max_new_tokens=40, temperature=1)
+    cut = generate(model, renderer, PROMPTS[:2], long, should_stop=lambda: next(asked) >= 4, memory=memory)
+    fresh = generate(model, renderer, PROMPTS[:2], long)
+    assert [r.text for r in generate(model, renderer, PROMPTS[:2], long, memory=memory)] == [r.text for r in fresh]
+    assert all(f.text.startswith(c.text) and not c.finished for c, f in zip(cut, fresh, strict=True))
+    assert generate(model, renderer, PROMPTS[:2], long, should_stop=lambda: True, memory=memory)[0].tokens == 0
+
+
+@pytest.mark.parametrize("weights", ["native", "int8"])
+def test_packed_weights_multiply_as_the_layers_do(weights: Any, tiny_model: Path, home: Home) -> None:
+    model, renderer = load(tiny_model, home)
+    assert not worth_packing(model)
+    model = model.bfloat16()
+    assert worth_packing(model)
+    ids = tuple(renderer.prompt_ids(PROMPTS[1]))
+    rows = [Prompt(ids, 4)] * 3
+    with torch.no_grad():
+        expected = PlainSteps(model, rows, 0).start()
+        with open_steps(model, rows, 0, PackedWeights(weights)) as fast:
+            assert isinstance(fast, FastSteps)
+            got = fast.start()
+    apart = float((got - expected).square().mean().sqrt() / expected.std())
+    assert apart < (0.02 if weights == "native" else 0.1)
+    assert apart > 0 or weights == "native"
+    with fast_linears(model, PackedWeights(weights), RowAdapters([frozenset()])):
+        assert [m for m in model.modules() if "forward" in vars(m)]
+    assert not [m for m in model.modules() if "forward" in vars(m)]
+
+
+def test_adapters_on_a_4_bit_base_are_mixed_too(tiny_model: Path, home: Home, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("bitsandbytes")
+    info = registry.describe(str(tiny_model), home)
+    machine = worker_machine(home.root).model_copy(update={"bf16": False})
+    tuned = with_adapters(load_model(info, machine, quantization="nf4"))
+    replies = generate(tuned, ChatRenderer(tiny_model), PROMPTS[:3], GREEDY, adapter_names=list(RANKS))
+    assert len({reply.text for reply in replies}) == len(RANKS)
+    # 4-bit products round by the shape of the batch, so the texts need not be peft's; the check compared the logits
+    assert "plain loop" not in caplog.text
