@@ -25,6 +25,7 @@ from persona_lab.models import kept, registry
 from persona_lab.outcomes import variant_of
 from persona_lab.personas.store import save_persona
 from persona_lab.plugins import Plugins
+from persona_lab.testing.made_up import FOUR_WORDS
 from persona_lab.training.foundation import corpus_passages, held_text
 from persona_lab.training.run import run
 from persona_lab.types import (
@@ -40,7 +41,6 @@ from persona_lab.types import (
     Variant,
     now,
 )
-from tests.conftest import FOUR_WORDS
 
 CPU = Machine(
     device="cpu",

@@ -267,6 +267,32 @@ def test_packed_weights_multiply_as_the_layers_do(weights: Any, tiny_model: Path
     assert not [m for m in model.modules() if "forward" in vars(m)]
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_layers_that_read_the_same_state_are_one_product_with_every_rows_adapters(
+    architecture: str, tiny_model_of: Callable[[str], Path], home: Home
+) -> None:
+    folder = tiny_model_of(architecture)
+    model, renderer = load(folder, home)
+    model = with_adapters(model).to(torch.bfloat16)
+    ids = tuple(renderer.prompt_ids(PROMPTS[1]))
+    names = [*RANKS, BASE]
+    rows = RowAdapters([frozenset() if name == BASE else frozenset([name]) for name in names])
+    tokens = torch.tensor([ids] * len(names))
+    inner = model.get_base_model()
+    with torch.no_grad():
+        with fast_linears(model, None, rows):
+            apart = inner(tokens).logits.float()
+        with fast_linears(model, PackedWeights(), rows):
+            attention = next(m for m in model.modules() if hasattr(m, "q_proj"))
+            assert attention.q_proj.forward.__qualname__.startswith("_as_one")
+            together = inner(tokens).logits.float()
+    for row in range(len(names)):
+        error = (together[row] - apart[row]).square().mean().sqrt() / apart[row].std()
+        assert error < 0.05, names[row]
+    between = (together[0] - together[-1]).square().mean().sqrt() / together[0].std()
+    assert between > 0.2  # the adapters matter
+
+
 def test_adapters_on_a_4_bit_base_are_mixed_too(tiny_model: Path, home: Home, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("bitsandbytes")
     info = registry.describe(str(tiny_model), home)

@@ -129,7 +129,8 @@ def test_prompt_trains_nothing_and_says_what_it_measured(train: Callable[..., An
 
 
 def test_hybrid_keeps_its_ranking_and_trains_only_the_top(train: Callable[..., Any]) -> None:
-    result = train("hybrid")
+    config = {"lora_learning_rate": 5e-3, "learning_rate": 2e-3, "layers": 1, "criterion": "ablation"}
+    result = train("hybrid", **config)
     details = result["artifact"]["details"]
     assert set(details["layers"]) == {"0", "1"}
     assert details["chosen"] == [int(max(details["layers"], key=details["layers"].get))]
