@@ -260,7 +260,7 @@ def _checkpoints(evaluations: int, seconds: float, training: float) -> int:
         return evaluations - 1
     interval = training / evaluations
     every = max(1.0, seconds / max(CHECKPOINT_SHARE * interval, 1e-9))
-    return max(1, int((evaluations - 1) / every))
+    return int((evaluations - 1) / every)
 
 
 # --- bytes ----------------------------------------------------------------------------------------

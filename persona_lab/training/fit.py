@@ -32,6 +32,8 @@ from persona_lab.types import FitResult, FitSettings, Rendered
 
 CHEAP_CHECKPOINT = 2.0
 """Seconds: a checkpoint that takes no longer is written at every validation."""
+WRITTEN_BYTES_A_SECOND = 4e8
+"""Of a checkpoint, hashed and flushed to disk: expected before one was written and timed."""
 CHECKPOINT_SHARE = 0.1
 """Of the training time may go into writing checkpoints that take longer (all weights of a large model)."""
 
@@ -103,7 +105,7 @@ class Fit:
         self.prefix: tuple[int, ...] = ()
         self.lower: Lower | None = None
         self.recompute = Recompute(model, settings.checkpointing)
-        self.saving = 0.0
+        self.saving = self.masters.checkpoint_bytes() / WRITTEN_BYTES_A_SECOND
         self.saved_at = time.perf_counter()
 
     # --- the run -------------------------------------------------------------------------------------

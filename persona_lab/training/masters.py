@@ -87,8 +87,10 @@ class Masters:
         if not grads:
             return 0.0
         limit = PIECE if grads[0].device.type == "cpu" else max(grad.numel() for grad in grads)
-        pieces = [piece for grad in grads for piece in grad.reshape(-1).split(limit)]  # torch copies them to fp32
-        norms = torch.stack([torch.linalg.vector_norm(piece, dtype=torch.float32) for piece in pieces])
+        pieces = [piece for grad in grads for piece in grad.reshape(-1).split(limit)]
+        # summed up in fp32 and rounded to the gradient's type once a piece: good enough to clip by, and three times as
+        # fast on a CPU as asking for fp32, which copies the gradient
+        norms = torch.stack(torch._foreach_norm(pieces)).float()
         return float(torch.linalg.vector_norm(norms))
 
     def _groups(self) -> Iterator[list[tuple[torch.Tensor, ...]]]:
@@ -182,6 +184,10 @@ class Masters:
         """Set the trained weights; masters are left alone."""
         for name, working in self.working.items():
             working.copy_(weights[name])
+
+    def checkpoint_bytes(self) -> int:
+        """Of `state` and the best weights, once there are moments."""
+        return sum(3 * w.nbytes + self.working[name].nbytes for name, w in self.weights.items())
 
     def state(self) -> dict[str, torch.Tensor]:
         """Masters and optimizer state, to go on from here exactly."""
