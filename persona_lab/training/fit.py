@@ -135,7 +135,7 @@ class Fit:
         """The fastest way to compute losses is chosen and in place."""
         material = self.material
         examples = [*material.train, *material.validation]
-        self.path = choose_path(self.model, examples, material.pad_id, material.device, material.say)
+        self.path = choose_path(self.model, examples, material.pad_id, material.device, material.say, material.bf16)
         self.prefix = shared_prefix(examples) if self.path.uses_prefix() else ()
         with prepared(self.model, self.path), self.recompute:
             if self.path.name == "packed":

@@ -87,19 +87,32 @@ def batch_loss(
 
 
 def choose_path(
-    model: Any, examples: Sequence[Rendered], pad_id: int, device: str, log: Callable[[str], None]
+    model: Any,
+    examples: Sequence[Rendered],
+    pad_id: int,
+    device: str,
+    log: Callable[[str], None],
+    bf16: bool = False,
 ) -> LossPath:
     """The fastest path whose loss on a few examples equals the plain one's; says in `log` why a faster one is not used.
 
     Leaves the model in evaluation mode.
+
+    Args:
+        bf16: as it will be trained (see `computing`).
     """
     model.eval()
+    if isinstance(computing(model, bf16), torch.autocast):
+        log("Weights are fp32 and computed with in bf16: hand-written gradients, which know one type, are not used.")
+        candidates = _candidates(device, bool(shared_prefix(examples)), packed=False)
+    else:
+        candidates = _candidates(device, bool(shared_prefix(examples)))
     few = sorted(examples, key=lambda example: len(example.ids))[:CHECKED_EXAMPLES]
     prefix = shared_prefix(examples)
     plain = LossPath("plain")
     expected = _loss_of(model, few, (), pad_id, device, plain)
     tolerance = RELATIVE_ERROR.get(_compute_type(model), 1e-2)
-    for path in _candidates(device, bool(prefix)):
+    for path in candidates:
         why = _difference(model, few, prefix, pad_id, device, path, expected, tolerance)
         if not why:
             return path
@@ -107,10 +120,11 @@ def choose_path(
     return plain
 
 
-def _candidates(device: str, shared: bool) -> Iterator[LossPath]:
+def _candidates(device: str, shared: bool, packed: bool = True) -> Iterator[LossPath]:
     """Fastest first."""
-    yield LossPath("packed", attention=True, kernels=True)
-    yield LossPath("packed", attention=True)
+    if packed:
+        yield LossPath("packed", attention=True, kernels=True)
+        yield LossPath("packed", attention=True)
     names: list[PathName] = ["prefix", "head"] if shared else ["head"]
     for attention in (True, False) if device == "cpu" else (False,):
         for name in names:

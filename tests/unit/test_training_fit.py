@@ -55,6 +55,7 @@ def fit(tiny_model: Path, tmp_path: Path, conversations_factory: Callable[..., A
         validation: int = 6,
         lora: bool = True,
         dtype: torch.dtype = torch.float32,
+        bf16: bool | None = None,
         dropout: float = 0.2,
         poison: bool = False,
         foils: bool = False,
@@ -65,7 +66,7 @@ def fit(tiny_model: Path, tmp_path: Path, conversations_factory: Callable[..., A
             validation=rendered[:validation],
             pad_id=renderer.pad_id,
             device="cpu",
-            bf16=dtype == torch.bfloat16,
+            bf16=dtype == torch.bfloat16 if bf16 is None else bf16,
             seed=3,
             folder=tmp_path / folder,
             report=watcher.step,
@@ -115,6 +116,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one(fit: Callable[..., Any], lora
     assert watcher.steps[0]["step"] == 7  # the checkpoint was after step 6
     assert float((weights(model) - weights(whole)).abs().max()) < 1e-6
     assert result.model_dump(exclude={"seconds"}) == expected.model_dump(exclude={"seconds"})
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_fp32_weights_can_be_computed_with_in_bf16(fit: Callable[..., Any], lora: bool) -> None:
+    """As a strategy gets them that loads the base in full precision on a machine with fast bf16."""
+    settings = SETTINGS if lora else FitSettings(learning_rate=1e-3, epochs=2, samples=0)
+    _, result, watcher = fit(settings=settings, lora=lora, bf16=True)
+    assert result.validation_after < result.validation_before - 0.1
+    assert "hand-written gradients" in watcher.said[0]
 
 
 def test_a_finished_stage_is_taken_up_not_repeated(fit: Callable[..., Any]) -> None:
