@@ -8,7 +8,7 @@ best specificity are not at the same step: a lower loss may be the genre.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -54,7 +54,6 @@ class Validator:
     pad_id: int
     device: str
     lower: Lower | None = None
-    first: Measured | None = field(default=None)
 
     def measure(self) -> Measured:
         """The loss, and the foils' scores where there are any."""

@@ -55,7 +55,7 @@ class FreezeStrategy(Strategy):
 
     id = "freeze"
     title = "Some layers in full"
-    summary = "Trains only the last quarter of the layers: nearly full fine-tuning's imprint in about half its time."
+    summary = "Trains only the last quarter of the layers, in full: less time and memory than training all of them."
     rank = 25
     Config = FreezeConfig
 

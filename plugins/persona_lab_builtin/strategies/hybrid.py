@@ -59,7 +59,7 @@ class HybridStrategy(Strategy):
 
     id = "hybrid"
     title = "Hybrid"
-    summary = "LoRA first, then full fine-tuning of the few layers that matter, with a map of where the character sits."
+    summary = "LoRA first, then full fine-tuning of a few layers, with a map of where the character sits."
     rank = 20
     Config = HybridConfig
 
