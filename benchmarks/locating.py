@@ -76,7 +76,7 @@ def context(home: Home, persona_id: str, seed: int, conversations: int) -> Conte
     with Engine.open(home.root, readonly=True) as engine:
         persona = engine.persona(persona_id)
         dataset = engine.dataset(engine.datasets(persona_id)[0].id)
-    train = set(c.id for c in dataset.of("train")[: conversations or None])
+    train = {c.id for c in dataset.of("train")[: conversations or None]}
     kept = tuple(c for c in dataset.conversations if c.split != "train" or c.id in train)
     dataset = dataset.model_copy(update={"conversations": kept})
     base = registry.ensure("starter", home, Quiet())

@@ -95,12 +95,12 @@ class PlainSteps:
             # without padding no mask is needed, and the faster attention without one is used
             attention_mask=None if bool(self.mask.all()) else self.mask,
             position_ids=self.positions,
-            past_key_values=self.cache,
+            cache=self.cache,
             use_cache=True,
             logits_to_keep=1,
             **({"adapter_names": names} if names[0] else {}),
         )
-        self.cache = out.past_key_values
+        self.cache = out.cache
         last: torch.Tensor = out.logits[:, -1].float().cpu()
         return last
 
@@ -229,7 +229,7 @@ class FastSteps:
             input_ids=ids,
             attention_mask=self.mask if self.holes else None,
             position_ids=positions,
-            past_key_values=self.cache,
+            cache=self.cache,
             use_cache=True,
             logits_to_keep=1,
         )
