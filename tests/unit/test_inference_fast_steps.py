@@ -325,6 +325,38 @@ def test_a_token_in_few_operations_gives_the_models_own_logits(
         for tokens in ([5, 6, 7, 8], [9, 9, 3, 4]):
             expected, got = own.step(tokens), fast.step(tokens)
             assert torch.allclose(got, expected, atol=1e-5, rtol=1e-4)
+        whole = adapters.rows
         own.keep([1, 3])
+        expected = own.step([2, 1])
+        adapters.set(whole)
         fast.keep([1, 3])
-        assert torch.allclose(fast.step([2, 1]), own.step([2, 1]), atol=1e-5, rtol=1e-4)
+        assert torch.allclose(fast.step([2, 1]), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_weights_are_packed_once_and_again_when_they_change(
+    tiny_model: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from persona_lab.inference import decoding
+
+    made: list[PackedWeights] = []
+
+    class Counted(PackedWeights):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    monkeypatch.setattr(decoding, "PackedWeights", Counted)
+    model, renderer = load(tiny_model, home)
+    model = model.bfloat16().requires_grad_(False)
+    long = Sampling(temperature=0, max_new_tokens=24, repetition_penalty=1)
+    first = [generate(model, renderer, PROMPTS[:1], long)[0].text for _ in range(2)]
+    assert (len(made), first[0]) == (1, first[1])
+    with torch.no_grad():
+        model.lm_head.weight.neg_()
+    changed = generate(model, renderer, PROMPTS[:1], long)[0].text
+    assert len(made) == 2
+    assert changed != first[0]
+    model.requires_grad_(True)
+    for expected in (3, 4):  # of weights that are being trained nothing is kept
+        generate(model, renderer, PROMPTS[:1], long)
+        assert len(made) == expected
