@@ -25,7 +25,7 @@ _WRITING = threading.Lock()
 
 @dataclass(frozen=True)
 class Added:
-    """What came of adding feedback to a dataset. `refused`: reasons by id; `dataset` is None where nothing was added."""
+    """What came of adding feedback. `refused`: reasons by id; `dataset` is None where nothing was added."""
 
     dataset: DatasetSummary | None
     added: tuple[str, ...]

@@ -76,7 +76,7 @@ def _title(chat: SavedChat) -> str:
 
 
 def exported(chat: SavedChat, format: str) -> str:
-    """The conversation as text: `jsonl` (a line a pane, in the `messages` form that datasets are imported from) or `md`.
+    """The conversation as text: `jsonl` (a line a pane, in the `messages` form of datasets) or `md`.
 
     Raises:
         UnknownName: another format. BadInput: it is a blind comparison that is not decided yet.

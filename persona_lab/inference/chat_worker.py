@@ -113,7 +113,7 @@ class ChatWorker:
         emit: Callable[[ChatChunk], None],
         should_stop: Callable[[], bool],
     ) -> None:
-        """One batch; if it fails before anybody said a word, each pane alone, so that one cannot take the others down."""
+        """One batch; if it fails before anybody spoke, each pane alone, so that one cannot take the others down."""
         spoke = False
 
         def heard(chunk: ChatChunk) -> None:
@@ -127,7 +127,7 @@ class ChatWorker:
                 return
             except BrokenPipeError:
                 raise
-            except Exception as error:  # noqa: BLE001 - the process border, as in _errors_to
+            except Exception as error:
                 if spoke:
                     with self._errors_to(group, emit):
                         raise

@@ -166,7 +166,11 @@ def test_few_votes_give_wide_finite_intervals_and_say_so() -> None:
     assert all("have met" in rating.note for rating in strangers)
     double = vote("me", "xyz", 2)
     same = double.model_copy(
-        update={"candidates": tuple(c.model_copy(update={"variant": v}) for c, v in zip(double.candidates, "aab"))}
+        update={
+            "candidates": tuple(
+                c.model_copy(update={"variant": v}) for c, v in zip(double.candidates, "aab", strict=True)
+            )
+        }
     )
     assert ballots([same]) == [Ballot(("a", "b"), "b")]
 
@@ -193,7 +197,9 @@ def taught(engine: Engine, tmp_path: Path) -> Engine:
                 },
             ]
         }
-        for n, thing in enumerate("kettle harbour violin orchard ladder pigeon engine lantern marble thimble".split())
+        for n, thing in enumerate(
+            ["kettle", "harbour", "violin", "orchard", "ladder", "pigeon", "engine", "lantern", "marble", "thimble"]
+        )
     ]
     data = tmp_path / "rows.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)))
