@@ -228,7 +228,7 @@ def greetings(persona: Persona) -> list[tuple[str, str]]:
     texts = [greeting(persona)]
     for text in alternatives if isinstance(alternatives, list) else ():
         if isinstance(text, str):
-            texts.append(substitute(text, persona, "you").strip())
+            texts.append(substitute(text, persona).strip())
     found = [(_short(text), text) for text in dict.fromkeys(texts) if text]
     return [*found, ("No greeting", "")]
 
