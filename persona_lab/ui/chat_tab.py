@@ -354,7 +354,8 @@ class Chat:
                 if now - saved_at > SAVE_SECONDS:
                     saved_at = now
                     self._save(session, settings)
-                if chunk.done or chunk.error or now - drawn_at > REDRAW_SECONDS:
+                # in a blind comparison all replies appear at once: which is written first would tell the kind
+                if not session.hidden and (chunk.done or chunk.error or now - drawn_at > REDRAW_SECONDS):
                     drawn_at = now
                     yield [gr.skip(), *self.drawn(session), session]
         except Exception as error:  # noqa: BLE001

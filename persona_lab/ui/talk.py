@@ -145,7 +145,7 @@ def drawn(talk: Talk, hidden: bool = False) -> list[dict[str, Any]]:
     """For gradio's Chatbot: markdown (asterisks are for actions), HTML of the talkers escaped.
 
     Args:
-        hidden: leave out the stamps, which name the weights.
+        hidden: leave out stamps and errors, which name the weights, and half replies, whose speed would tell them.
     """
     return [{"role": turn.role, "content": _content(turn, hidden)} for turn in talk.turns]
 
@@ -171,13 +171,14 @@ def _content(turn: Turn, hidden: bool) -> str:
     if turn.role == "user":
         return escaped(turn.text)
     text = html.escape(turn.text, quote=False)
-    if turn.waiting and not turn.text:
+    if turn.waiting and (hidden or not turn.text):
         return "<em class='pl-waiting'>loading the model and thinking …</em>"
     parts = [text] if text else []
     if turn.correction:
         parts.append(f"<div class='pl-stamp pl-better'>Should have said: {html.escape(turn.correction)}</div>")
     if turn.error:
-        parts.append(f"<div class='pl-stamp pl-stamp-bad'>{html.escape(turn.error)}</div>")
+        error = "It could not answer; show the names to see why." if hidden else turn.error
+        parts.append(f"<div class='pl-stamp pl-stamp-bad'>{html.escape(error)}</div>")
     if turn.stamp and not hidden:
         parts.append(f"<div class='pl-stamp'>{html.escape(stamp_line(turn.stamp))}</div>")
     return "\n\n".join(parts)
