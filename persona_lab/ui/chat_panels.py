@@ -262,9 +262,10 @@ class ReadingPanel:
             info = self.chat.page.engine.base_model((name or "").strip())
         except PersonaLabError as error:
             return [error_box(error), *[gr.skip()] * (len(self.chat.look) + 1)]
-        if info.id not in session.models:
+        base = self.chat.page.engine.base_variant(session.persona)
+        if info.id not in (base.base, *session.models):
             session.models.append(info.id)
-        session.variants[session.count - 1] = MODEL + info.id
+        session.variants[session.count - 1] = base.id if info.id == base.base else MODEL + info.id
         fetched = (
             "It is on this machine." if info.ready else "It is fetched with the first message, which may take long."
         )

@@ -1,4 +1,4 @@
-"""The Chat tab in a real browser, on a tiny random model: what is said, judged, taught and saved stays and is private."""
+"""The Chat tab in a real browser, on a tiny random model: what is said, judged, taught and saved stays, in private."""
 
 from __future__ import annotations
 

@@ -266,3 +266,32 @@ def test_without_data_there_is_nothing_to_add_to(engine: Engine) -> None:
         engine.learn_from_feedback("tam")
     with pytest.raises(BadInput, match="says nothing"):
         engine.feedback.give(feedback("a", "b", thumb=""))
+
+
+# --- the command line ---------------------------------------------------------------------------------
+
+
+def test_votes_and_feedback_on_the_command_line(taught: Engine, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from persona_lab.cli import app
+
+    def run(*arguments: str) -> Any:
+        result = CliRunner().invoke(app, [*arguments, "--home", str(taught.home.root)])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    taught.votes.cast(vote("me", "xy", 1))
+    item = taught.feedback.give(feedback("Do you dance?", "No.", correction="With a pendulum, yes.", thumb=""))
+    assert json.loads(run("votes", "list", "--json"))[0]["winner"] == "b"
+    assert [row["variant"] for row in json.loads(run("votes", "ratings", "--json"))] == ["b", "a"]
+    assert "b" in run("votes", "ratings")
+    lines = run("votes", "export", "--corrections").splitlines()
+    assert [json.loads(line)["chosen"][0]["content"] for line in lines] == ["b says y", item.correction]
+    out = tmp_path / "pairs.jsonl"
+    assert json.loads(run("votes", "export", "--out", str(out), "--json"))["pairs"] == 1
+    assert json.loads(out.read_text())["rejected_variant"] == "a"
+    assert json.loads(run("feedback", "list", "--json"))[0]["wanted"] == item.correction
+    taught.close()
+    added = json.loads(run("feedback", "add-to-dataset", "--persona", "tam", "--json"))
+    assert (added["dataset"], added["added"], added["refused"]) == ("tam-v2", [item.id], {})
