@@ -11,7 +11,6 @@ import gradio as gr
 
 from persona_lab.chats.ratings import Rating
 from persona_lab.chats.votes import pairs
-from persona_lab.errors import BadInput
 from persona_lab.home import write_atomic
 from persona_lab.ui.html import empty, esc, plural, table
 from persona_lab.ui.notices import guarded, problem_box
@@ -89,23 +88,20 @@ class Blind:
         return problem_box(verdict[vote.outcome], f"{listed}. The vote is stored.", tone="good")
 
     def _begin(self, session: Session) -> list[Any]:
-        if session.busy:
-            raise BadInput("Replies are still being written.", "Wait for them, or press Stop.")
+        session.refuse_while_busy()
         session.hide()
         gr.Info("Say something; then choose the best reply.")
         return self.chat.draw(session)
 
     def _reveal(self, session: Session) -> list[Any]:
-        if session.busy:
-            raise BadInput("Replies are still being written.", "Wait for them, or press Stop.")
+        session.refuse_while_busy()
         session.hidden = False
         self._keep(session)
         return self.chat.draw(session)
 
     def _voting(self, outcome: str, winner: int | None) -> Callable[[str, Session], list[Any]]:
         def vote(reason: str, session: Session) -> list[Any]:
-            if session.busy:
-                raise BadInput("Replies are still being written.", "Wait for them, or press Stop.")
+            session.refuse_while_busy()
             cast = self.chat.page.engine.votes.cast(session.vote(session.owner, outcome, winner, reason or ""))
             session.voted, session.hidden = cast.id, False
             self._keep(session)

@@ -289,7 +289,6 @@ def _reads(variant: Variant) -> str:
 
 
 def _refuse(session: Session, chosen: Any, why: str) -> None:
-    if session.busy:
-        raise BadInput("Replies are still being written.", "Wait for them, or press Stop.")
+    session.refuse_while_busy()
     if chosen is None:
         raise BadInput(why, "Choose one first.")

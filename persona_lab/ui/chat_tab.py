@@ -6,38 +6,25 @@ and chat_teach.py.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
-from persona_lab.chats.records import new_id
-from persona_lab.errors import BadInput, PersonaLabError, UnknownName
-from persona_lab.types import Sampling
+from persona_lab.errors import UnknownName
 from persona_lab.ui import chat_blind, chat_panels, chat_teach
+from persona_lab.ui.chat_saying import Saying, owner_of
 from persona_lab.ui.html import empty, thumbnail_file
-from persona_lab.ui.notices import explain, guarded, warn
+from persona_lab.ui.notices import guarded
 from persona_lab.ui.page import QUIET, Page
 from persona_lab.ui.sessions import LETTERS, Session, greetings, variant_choices
-from persona_lab.ui.talk import PANES, default_panes, drawn, thumbs, typed
-
-REDRAW_SECONDS = 0.08
-SAVE_SECONDS = 3.0
-STREAM: dict[str, Any] = QUIET | {"concurrency_limit": 8, "concurrency_id": "chat"}
+from persona_lab.ui.talk import PANES, default_panes, drawn, thumbs
 
 
 def build(page: Page) -> None:
     """Create the tab."""
     with gr.Tab("Chat", id="chat") as tab:
         Chat(page, tab)
-
-
-def owner_of(browser: dict[str, Any] | None, request: gr.Request) -> str:
-    """Whose conversations, votes and feedback these are: the account's, else the browser's, else this window's."""
-    if request.username:
-        return f"user:{request.username}"
-    return f"browser:{browser['id']}" if browser else f"window:{request.session_hash}"
 
 
 class Chat:
@@ -71,6 +58,7 @@ class Chat:
                 self.more = gr.Button("Continue", size="sm", elem_id="continue", min_width=90)
                 self.rewrite = gr.Button("Edit last message", size="sm", elem_id="rewrite", min_width=130)
             self.sampling = chat_panels.SamplingPanel()
+            self.saying = Saying(self)
             self.teach = chat_teach.Teach(self)
             self.saved = chat_panels.SavedPanel(self)
             self.reading = chat_panels.ReadingPanel(self)
@@ -80,7 +68,7 @@ class Chat:
             *self.blind.bar, *self.teach.shown, *self.saved.shown, *self.reading.shown, self.session,
         ]  # fmt: skip
         self._wire(tab)
-        for panel in (self.blind, self.teach, self.saved, self.reading):
+        for panel in (self.saying, self.blind, self.teach, self.saved, self.reading):
             panel.wire()
 
     def _pane(self, number: int) -> tuple[gr.Column, gr.HTML, gr.Dropdown, gr.Chatbot]:
@@ -96,7 +84,6 @@ class Chat:
         return column, head, chooser, bot
 
     def _wire(self, tab: gr.Tab) -> None:
-        asked = [*self.sampling.values, self.session, self.page.browser]
         redraw = guarded(len(self.look))
         gr.on(
             [tab.select, self.page.persona.change, self.page.demo.load],
@@ -109,20 +96,6 @@ class Chat:
         self.fresh.click(redraw(self.new), self.session, self.look, **QUIET)
         for number, chooser in enumerate(self.choosers):
             chooser.input(guarded(1)(_choosing(number)), [chooser, self.session], self.session, **QUIET)
-        sent = [self.box, self.page.browser, *self.streamed]
-        gr.on([self.box.submit, self.send.click], self.say, [self.box, *asked], sent, **STREAM).then(
-            *self.after, **QUIET
-        )
-        numbered = [self.sampling.seed, *self.streamed]
-        self.again.click(self.say_again, asked, numbered, **STREAM).then(*self.after, **QUIET)
-        self.more.click(self.say_more, asked, self.streamed, **STREAM).then(*self.after, **QUIET)
-        self.stop.click(self._stop, None, None, queue=False, api_visibility="private")
-        self.rewrite.click(
-            guarded(1 + len(self.streamed))(self.take_back), self.session, [self.box, *self.streamed], **QUIET
-        )
-        for number, bot in enumerate(self.bots):
-            bot.retry(_bound(self.say_again, number), asked, numbered, **STREAM).then(*self.after, **QUIET)
-            bot.edit(_editing(self.say_edited, number), asked, sent[1:], **STREAM).then(*self.after, **QUIET)
 
     @property
     def after(self) -> tuple[Callable[..., Any], Any, Any]:
@@ -151,6 +124,10 @@ class Chat:
         return [*self.draw(session), *rest]
 
     def _start(self, session: Session, persona: str, last: str) -> dict[str, Any]:
+        for talk in session.talks:
+            talk.settle()
+        if session.persona:
+            session.save(self.page.engine, session.settings)
         session.persona, session.hidden, session.variants = persona, False, []
         session.begin(greetings(self.page.engine.persona(persona))[0][1])
         if last:
@@ -231,170 +208,10 @@ class Chat:
 
     def new(self, session: Session) -> list[Any]:
         """Begin again, with the greeting; the conversation before stays among the saved ones."""
-        _refuse_while_busy(session)
+        session.refuse_while_busy()
         session.hidden = False
         session.begin()
         return self.draw(session)
-
-    # --- saying --------------------------------------------------------------------------------------
-
-    def say(self, request: gr.Request, text: str, *asked: Any) -> Iterator[list[Any]]:
-        """Send one message to every visible pane and stream their replies."""
-
-        def ask(session: Session) -> None:
-            for talk in session.shown:
-                talk.ask(text.strip())
-
-        if not (text or "").strip():
-            yield [gr.skip()] * (len(self.streamed) + 2)
-            return
-        first = True
-        for update in self._stream(ask, asked, request):
-            # a refused message stays in the box
-            yield ["" if first and update else gr.skip(), *(update or self._untouched)]
-            first = False
-
-    def say_again(self, request: gr.Request, *asked: Any, pane: int | None = None) -> Iterator[list[Any]]:
-        """Write the last replies anew (of one pane, or of all), with the next seed."""
-        values = list(asked)
-        values[0] = self.sampling.next_seed(values[0])
-
-        def ask(session: Session) -> None:
-            talks = session.shown if pane is None else [session.talks[pane]]
-            redone = [talk.ask_again() for talk in talks]
-            if not any(redone):
-                raise BadInput("There is no reply to write anew.", "Say something first.")
-
-        for update in self._stream(ask, values, request):
-            yield [values[0], *update[1:]] if update else self._untouched
-
-    def say_more(self, request: gr.Request, *asked: Any) -> Iterator[list[Any]]:
-        """Let the last replies go on where they end."""
-
-        def ask(session: Session) -> None:
-            going_on = [talk.go_on() for talk in session.shown]
-            if not any(going_on):
-                raise BadInput("There is no reply to continue.", "Say something first.")
-
-        for update in self._stream(ask, asked, request):
-            yield (update or self._untouched)[1:]
-
-    def say_edited(self, request: gr.Request, pane: int, event: gr.EditData, *asked: Any) -> Iterator[list[Any]]:
-        """Ask again with an edited message; where it was not the last one, as a branch, so that nothing is lost."""
-        text = typed(event.value)
-        place = event.index[0] if isinstance(event.index, (list, tuple)) else event.index
-
-        def ask(session: Session) -> None:
-            questions = session.talks[pane].questions()
-            if place not in questions or not text:
-                raise BadInput("This message cannot be edited.", "Edit one of your own, and leave some text in it.")
-            if place != questions[-1]:
-                session.branch()
-            for talk in session.shown:
-                if len(talk.questions()) > questions.index(place):
-                    talk.cut(questions.index(place))
-                talk.ask(text)
-
-        for update in self._stream(ask, asked, request):
-            yield update or self._untouched
-
-    def take_back(self, session: Session) -> list[Any]:
-        """Put the last message back into the box; the replies to it go when it is sent again."""
-        _refuse_while_busy(session)
-        talk = next((talk for talk in session.shown if talk.questions()), None)
-        if talk is None:
-            raise BadInput("You have not said anything yet.", "Write a message first.")
-        last = len(talk.questions()) - 1
-        text = talk.turns[talk.questions()[last]].text
-        for each in session.shown:
-            each.cut(last)
-        return [text, *self.drawn(session, True), session]
-
-    def _stop(self, request: gr.Request) -> None:
-        self.page.engine.stop_chat(request.session_hash)
-
-    def _stream(self, ask: Callable[[Session], None], asked: Sequence[Any], request: gr.Request) -> Iterator[list[Any]]:
-        """Updates for (browser, *streamed), or one empty list where it is refused.
-
-        What goes wrong is written into the panes that wait (the page's border, so the broad catches).
-        """
-        *values, session, browser = asked
-        try:
-            session.owner = owner_of(browser, request)
-            _refuse_while_busy(session)
-            if not session.persona:
-                raise BadInput("Nobody is chosen yet.", "Pick a character first.")
-            sampling, settings = self.sampling.read(values)
-            ask(session)
-        except Exception as error:  # noqa: BLE001
-            warn(error)
-            yield []
-            return
-        session.busy = True
-        try:
-            yield from self._replies(session, sampling, settings, browser, request)
-        finally:  # also when the window is closed in the middle
-            for talk in session.talks:
-                talk.settle()
-            session.busy = False
-            self._save(session, settings)
-        yield [gr.skip(), *self.drawn(session, True), session]
-
-    def _replies(
-        self, session: Session, sampling: Sampling, settings: Any, browser: Any, request: gr.Request
-    ) -> Iterator[list[Any]]:
-        self._save(session, settings)
-        yield [_remembered(browser, session), *self.drawn(session), session]
-        drawn_at = saved_at = time.monotonic()
-        try:
-            requests = session.requests(self.page.engine, sampling)
-            for chunk in self.page.engine.chat(requests, owner=request.session_hash or ""):
-                session.talks[int(chunk.pane)].add(chunk)
-                now = time.monotonic()
-                if now - saved_at > SAVE_SECONDS:
-                    saved_at = now
-                    self._save(session, settings)
-                # in a blind comparison all replies appear at once: which is written first would tell the kind
-                if not session.hidden and (chunk.done or chunk.error or now - drawn_at > REDRAW_SECONDS):
-                    drawn_at = now
-                    yield [gr.skip(), *self.drawn(session), session]
-        except Exception as error:  # noqa: BLE001
-            warn(error)
-            for talk in session.talks:
-                if talk.waiting:
-                    talk.fail(explain(error))
-
-    @property
-    def _untouched(self) -> list[Any]:
-        return [gr.skip()] * (len(self.streamed) + 1)
-
-    def drawn(self, session: Session, finished: bool = False) -> list[Any]:
-        """Updates for `bots`."""
-        return [
-            gr.update(value=drawn(talk, session.hidden), **({"feedback_value": thumbs(talk)} if finished else {}))
-            if number < session.count
-            else gr.skip()
-            for number, talk in enumerate(session.talks)
-        ]
-
-    def _save(self, session: Session, settings: Any) -> None:
-        try:
-            session.save(self.page.engine, settings)
-        except (PersonaLabError, OSError) as error:
-            warn(error)
-
-
-def _refuse_while_busy(session: Session) -> None:
-    if session.busy:
-        raise BadInput("Replies are still being written.", "Wait for them, or press Stop.")
-
-
-def _remembered(browser: Any, session: Session) -> Any:
-    """The browser's memory with this conversation as the last one with its character."""
-    known = browser or {"id": new_id(), "chats": {}}
-    if known.get("chats", {}).get(session.persona) == session.chat or not session.chat:
-        return gr.skip()
-    return {**known, "chats": {**known.get("chats", {}), session.persona: session.chat}}
 
 
 def _choosing(number: int) -> Callable[[str, Session], Session]:
@@ -404,17 +221,3 @@ def _choosing(number: int) -> Callable[[str, Session], Session]:
         return session
 
     return choose
-
-
-def _bound(handler: Callable[..., Iterator[list[Any]]], number: int) -> Callable[..., Iterator[list[Any]]]:
-    def bound(request: gr.Request, *asked: Any) -> Iterator[list[Any]]:
-        yield from handler(request, *asked, pane=number)
-
-    return bound
-
-
-def _editing(handler: Callable[..., Iterator[list[Any]]], number: int) -> Callable[..., Iterator[list[Any]]]:
-    def bound(request: gr.Request, event: gr.EditData, *asked: Any) -> Iterator[list[Any]]:
-        yield from handler(request, number, event, *asked)
-
-    return bound

@@ -133,7 +133,7 @@ class Teach:
         talk.turns[place] = replace(talk.turns[place], correction=text.strip())
         self._give(session, talk, place)
         kept = problem_box("Kept", "It waits in the list to be reviewed.", tone="good")
-        return [kept, *self.draw(session), *self.chat.drawn(session, True), session]
+        return [kept, *self.draw(session), *self.chat.saying.drawn(session, True), session]
 
     @staticmethod
     def _text(reply: str | None, session: Session) -> Any:

@@ -54,6 +54,15 @@ class Session:
         """Whether the user has said anything."""
         return any(talk.questions() for talk in self.talks)
 
+    def refuse_while_busy(self) -> None:
+        """Raise while replies are written.
+
+        Raises:
+            BadInput
+        """
+        if self.busy:
+            raise BadInput("Replies are still being written.", "Wait for them, or press Stop.")
+
     def begin(self, said: str | None = None) -> None:
         """A new conversation, with a greeting (None: the one before)."""
         self.greeting = self.greeting if said is None else said
