@@ -40,7 +40,7 @@ class Teach:
                 with gr.Column(min_width=300):
                     self.waiting = gr.CheckboxGroup(
                         [], label="To review: what would be learnt", elem_id="teach-review", elem_classes=["pl-review"],
-                        info="Replies with a thumb up, and corrected ones. Choose what is right.",
+                        info="Liked and corrected replies of everybody who talks here. Choose what is right.",
                     )  # fmt: skip
                     with gr.Row():
                         self.learn = gr.Button(
