@@ -41,12 +41,15 @@ class Blind:
                 label="Why? (optional)", max_lines=2, lines=1, elem_id="vote-reason", max_length=2000
             )
         self.told = gr.HTML(elem_id="vote-told")
+        self.bar = [self.row, *self.best, self.told]
+
+    def build_ratings(self) -> None:
+        """Create the ratings, where they belong on the page."""
         with gr.Accordion("Ratings from blind votes", open=False, elem_id="ratings") as self.panel:
             self.table = gr.HTML(elem_id="ratings-table")
             self.pairs = gr.DownloadButton(
                 "Download the votes as preference pairs (JSONL)", size="sm", interactive=False, elem_id="download-pairs"
             )
-        self.bar = [self.row, *self.best, self.told]
 
     def wire(self) -> None:
         """Connect the buttons."""

@@ -112,13 +112,13 @@ class SavedPanel:
         self.chat = chat
         with gr.Accordion("Conversations", open=False, elem_id="conversations-panel"):
             gr.HTML('<p class="pl-soft">Everything said is saved at once, for this browser only.</p>')
-            with gr.Row(equal_height=True):
+            with gr.Row(elem_classes=["pl-withbutton"]):
                 self.pick = gr.Dropdown(
                     [], label="Saved conversations", elem_id="saved-chats", interactive=True, scale=4
                 )
                 self.open = gr.Button("Open", size="sm", min_width=80, elem_id="open-chat")
                 self.delete = gr.Button("Delete", size="sm", min_width=80, elem_id="delete-chat")
-            with gr.Row(equal_height=True):
+            with gr.Row(elem_classes=["pl-withbutton"]):
                 self.before = gr.Dropdown(
                     [], label="Branch: go back to before …", elem_id="branch-before", interactive=True, scale=4,
                     info="The conversation so far stays saved; a copy goes on from there.",
@@ -203,7 +203,7 @@ class ReadingPanel:
             )  # fmt: skip
             self.prompts = gr.HTML(elem_id="prompts")
         with gr.Accordion("Talk to another model", open=False, elem_id="other-model"):
-            with gr.Row(equal_height=True):
+            with gr.Row(elem_classes=["pl-withbutton"]):
                 self.name = gr.Textbox(
                     label="Hub id, local folder or GGUF file", elem_id="model-name", max_lines=1, scale=4,
                     placeholder="org/model, /path/to/folder or /path/to/file.gguf",
@@ -284,7 +284,7 @@ def _reads(variant: Variant) -> str:
     )
     if variant.example_tokens:
         examples += f"<p>Examples chosen for each question, up to {variant.example_tokens:,} tokens of them.</p>"
-    title = f"<p class='pl-soft'>{len(variant.examples) or ''} examples, which it reads before the conversation:</p>"
+    title = "<p class='pl-soft'>Examples that it reads before the conversation:</p>"
     return said + (title + f"<div class='pl-mask'>{examples}</div>" if examples else "")
 
 

@@ -60,6 +60,7 @@ class Chat:
             self.sampling = chat_panels.SamplingPanel()
             self.saying = Saying(self)
             self.teach = chat_teach.Teach(self)
+            self.blind.build_ratings()
             self.saved = chat_panels.SavedPanel(self)
             self.reading = chat_panels.ReadingPanel(self)
         self.streamed = [*self.bots, self.session]

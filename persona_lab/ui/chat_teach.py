@@ -66,7 +66,7 @@ class Teach:
     def draw(self, session: Session) -> list[Any]:
         """Updates for `shown`."""
         choices = [
-            (f"Pane {LETTERS[n] if session.hidden else n + 1}: {_short(turn.text)}", turn.id)
+            (f"Pane {LETTERS[n] if session.hidden else n + 1}: {_short(turn.text, 52)}", turn.id)
             for n, talk in enumerate(session.shown)
             for turn in _replies(talk)[-LISTED:]
         ]
