@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -19,7 +19,7 @@ from persona_lab.ui.talk import drawn, thumbs, typed
 if TYPE_CHECKING:
     from persona_lab.ui.chat_tab import Chat
 
-REDRAW_SECONDS = 0.08
+REDRAW_SECONDS = 0.12
 SAVE_SECONDS = 3.0
 STREAM: dict[str, Any] = QUIET | {"concurrency_limit": 8, "concurrency_id": "chat"}
 
@@ -165,12 +165,14 @@ class Saying:
         yield [_remembered(browser, session), *self.drawn(session), session]
         drawn_at = saved_at = time.monotonic()
         talks = session.talks
+        grown: set[int] = set()
         try:
             requests = session.requests(self.chat.page.engine, sampling)
             for chunk in self.chat.page.engine.chat(requests, owner=request.session_hash or ""):
                 if session.talks is not talks:  # another character was chosen; what was said is saved
                     break
                 talks[int(chunk.pane)].add(chunk)
+                grown.add(int(chunk.pane))
                 now = time.monotonic()
                 if now - saved_at > SAVE_SECONDS:
                     saved_at = now
@@ -178,7 +180,8 @@ class Saying:
                 # in a blind comparison all replies appear at once: which is written first would tell the kind
                 if not session.hidden and (chunk.done or chunk.error or now - drawn_at > REDRAW_SECONDS):
                     drawn_at = now
-                    yield [gr.skip(), *self.drawn(session), session]
+                    yield [gr.skip(), *self.drawn(session, only=grown), session]
+                    grown.clear()
         except Exception as error:  # noqa: BLE001
             warn(error)
             for talk in session.talks:
@@ -189,11 +192,11 @@ class Saying:
     def _untouched(self) -> list[Any]:
         return [gr.skip()] * (len(self.chat.streamed) + 1)
 
-    def drawn(self, session: Session, finished: bool = False) -> list[Any]:
-        """Updates for `bots`."""
+    def drawn(self, session: Session, finished: bool = False, only: Collection[int] | None = None) -> list[Any]:
+        """Updates for `bots`: of all that are visible, or of some."""
         return [
             gr.update(value=drawn(talk, session.hidden), **({"feedback_value": thumbs(talk)} if finished else {}))
-            if number < session.count
+            if number < session.count and (only is None or number in only)
             else gr.skip()
             for number, talk in enumerate(session.talks)
         ]

@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 Opener = Callable[[str], Any]
 SLOW = 90_000
+expect.set_options(timeout=20_000)
 
 
 def add_variant(home: Path, name: str, seed: int | None) -> str:
@@ -47,6 +48,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home whose starter is a tiny random model, with the variants one and two, and one that lost its weights."""
     home = tmp_path_factory.mktemp("chat") / "home"
     starter = make_tiny_model(home / "models" / "starter", "llama")
+    config = json.loads((starter / "config.json").read_text())
+    (starter / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))  # the card is long
     marker = {"id": "starter", "name": "Tiny", "architecture": "LlamaForCausalLM", "parameters": 1000}
     (starter / MARKER).write_text(json.dumps(marker))
     stamps = {name: add_variant(home, name, seed) for name, seed in (("one", 2), ("two", 1), ("lost", None))}
