@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -303,20 +303,59 @@ class Catalog:
     def add_dataset(self, reading: Any, persona_id: str, source: str) -> DatasetSummary:
         """What a reader found, as a new version."""
         from persona_lab.datasets.build import build_dataset
-        from persona_lab.datasets.held_out import hold_out
-        from persona_lab.datasets.store import save_dataset
 
         versions = [row["version"] for row in self.library.all("datasets") if row["persona"] == persona_id]
         version = max(versions, default=0) + 1
         ledger, earlier = self.held_out(persona_id), self._newest(persona_id)
         name = f"{persona_id} v{version}"
-        dataset, summary = build_dataset(reading, persona_id, version, name, source, ledger, earlier)
-        hold_out(self.home.persona(persona_id), dataset)  # before the dataset: no moment when it could be trained on
-        path = self.home.persona(persona_id) / "datasets" / f"{dataset.id}.jsonl"
+        return self._keep_dataset(*build_dataset(reading, persona_id, version, name, source, ledger, earlier))
+
+    def _keep_dataset(self, dataset: Dataset, summary: DatasetSummary) -> DatasetSummary:
+        from persona_lab.datasets.held_out import hold_out
+        from persona_lab.datasets.store import save_dataset
+
+        folder = self.home.persona(dataset.persona)
+        hold_out(folder, dataset)  # before the dataset: no moment when it could be trained on
+        path = folder / "datasets" / f"{dataset.id}.jsonl"
         save_dataset(path, dataset)
         write_atomic(path.with_suffix(".summary.json"), summary.model_dump_json(indent=1))
         self.library.put("datasets", summary.model_dump(mode="json"))
         return summary
+
+    def extend_dataset(
+        self, persona_id: str, rows: Sequence[Conversation], source: str
+    ) -> tuple[DatasetSummary | None, dict[str, str]]:
+        """The newest dataset with more train rows, as a new version, and why rows were refused, by id.
+
+        None: all were refused, and nothing was made. No row that repeats what is held out is added.
+
+        Raises:
+            BadInput: there is no dataset to extend.
+        """
+        from persona_lab.datasets.additions import extended, sort_out
+        from persona_lab.datasets.held_out import check_training
+        from persona_lab.personas.probe_file import probes_of
+        from persona_lab.personas.store import adversarial_prompts
+
+        known, newest = self.datasets(persona_id), self._newest(persona_id)
+        if newest is None:
+            raise BadInput(
+                f"Persona {persona_id!r} has no dataset that could be added to.", "Import one in the Data tab first."
+            )
+        probes = probes_of(self.home.persona(persona_id))
+        held = [c for summary in known[1:] for c in self.dataset(summary.id).of("test")]
+        held += [probe.conversation for probe in probes.replies]
+        asked = [text for fact in probes.facts for text in (fact.question, *fact.paraphrases)]
+        asked += [attack.prompt for attack in (*probes.adversarial, *adversarial_prompts())]
+        ledger = self.held_out(persona_id)
+        chosen = sort_out(rows, newest, held, ledger, asked)
+        if not chosen.good:
+            return None, chosen.refused
+        version = max(summary.version for summary in known) + 1
+        why = f"Version {newest.version} and {len(chosen.good)} replies reviewed in the chat, all to learn from."
+        dataset, summary = extended(newest, known[0], chosen.good, version, source, why)
+        check_training(dataset, ledger)
+        return self._keep_dataset(dataset, summary), chosen.refused
 
     def held_out(self, persona_id: str) -> HeldOut:
         """What the persona holds out: test splits, and lines that are probes of the user's own.

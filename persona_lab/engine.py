@@ -48,6 +48,10 @@ from persona_lab.types import (
 )
 
 if TYPE_CHECKING:
+    from persona_lab.chats.feedback import Added, FeedbackSet
+    from persona_lab.chats.ratings import Rating
+    from persona_lab.chats.store import Chats
+    from persona_lab.chats.votes import Votes
     from persona_lab.personas.probe_file import ProbeFile
     from persona_lab.personas.propose import ProposedFact
 
@@ -72,6 +76,7 @@ class Engine:
         self._tabs = tabs
         self._plugins: Plugins | None = None
         self._chat: Any = None
+        self._votes: Votes | None = None
         self._guard = threading.RLock()
         self._unfinished: dict[str, PersonaLabError] = {}
         self.library = Library(home, readonly=readonly)
@@ -646,8 +651,12 @@ class Engine:
 
     # --- chat ------------------------------------------------------------------------------------
 
-    def chat(self, requests: Iterable[ChatRequest]) -> Iterator[ChatChunk]:
-        """Stream the replies of several panes; each ends with a stamp of the weights that made it, or an error."""
+    def chat(self, requests: Iterable[ChatRequest], owner: str = "") -> Iterator[ChatChunk]:
+        """Stream the replies of several panes; each ends with a stamp of the weights that made it, or an error.
+
+        Args:
+            owner: whose replies these are, for `stop_chat`.
+        """
         from persona_lab.inference.client import ChatClient
 
         busy = self.supervisor.busy()
@@ -660,9 +669,60 @@ class Engine:
         with self._guard:
             if self._chat is None:
                 self._chat = ChatClient(self.home)
-        yield from self._chat.stream(requests)
+        yield from self._chat.stream(requests, owner)
 
-    def stop_chat(self) -> None:
-        """Stop the replies being written; what was said stays."""
+    def stop_chat(self, owner: str | None = None) -> None:
+        """Stop the replies being written, all of them or one owner's; what was said stays."""
         if self._chat is not None:
-            self._chat.cancel()
+            self._chat.cancel(owner)
+
+    # --- what comes of talking -------------------------------------------------------------------
+
+    @property
+    def chats(self) -> Chats:
+        """Saved conversations."""
+        from persona_lab.chats.store import Chats
+
+        return Chats(self.home)
+
+    @property
+    def votes(self) -> Votes:
+        """Blind votes."""
+        from persona_lab.chats.votes import Votes
+
+        with self._guard:
+            if self._votes is None:
+                self._votes = Votes(self.home, self.library)
+            return self._votes
+
+    def ratings(self, persona_id: str | None = None) -> list[Rating]:
+        """The variants that were voted on, the strongest first, with intervals."""
+        from persona_lab.chats.ratings import ballots, rate
+
+        return rate(ballots(self.votes.all(persona_id)))
+
+    @property
+    def feedback(self) -> FeedbackSet:
+        """Liked and corrected replies."""
+        from persona_lab.chats.feedback import FeedbackSet
+
+        return FeedbackSet(self.home, self.catalog)
+
+    def learn_from_feedback(self, persona_id: str, ids: Sequence[str] | None = None) -> Added:
+        """Reviewed feedback (None: all of it) as a new version of the persona's data, in its train rows only.
+
+        Raises:
+            UnknownName. BadInput: there is nothing to add, or no dataset to add to.
+        """
+        with self._guard:
+            self.persona(persona_id)
+            return self.feedback.add_to_dataset(persona_id, ids)
+
+    def model_variant(self, persona_id: str, base: str) -> Variant:
+        """Any base model under a persona's card, to talk to: its id is `model:` and the base's id.
+
+        Raises:
+            UnknownName, BadInput, BadModel: there is no such model.
+        """
+        made = self.base_variant(persona_id, base)
+        return made.model_copy(update={"id": f"model:{made.base}"})

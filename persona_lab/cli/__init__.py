@@ -14,6 +14,7 @@ import typer
 
 from persona_lab.cli.bench import bench_strategies
 from persona_lab.cli.common import HomeOption, JsonOption, opened, show
+from persona_lab.cli.judging import feedback_app, votes_app
 from persona_lab.cli.library import datasets_app, models_app, personas_app, variants_app
 from persona_lab.cli.probes import probes_app
 from persona_lab.cli.work import commands, runs_app
@@ -94,6 +95,8 @@ for _name, _group in (
     ("models", models_app),
     ("runs", runs_app),
     ("variants", variants_app),
+    ("votes", votes_app),
+    ("feedback", feedback_app),
 ):
     app.add_typer(_group, name=_name)
 

@@ -103,8 +103,16 @@ class ChatRenderer:
         return _cut(rendered, max_tokens)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The conversation as ids, ending where the assistant's next reply begins."""
-        return self._tokens.encode(self._text(self._fitted(_turns(messages)), generation_prompt=True))[0]
+        """The conversation as ids, ending where the assistant's next reply begins.
+
+        Where the last turn is the assistant's, it is a reply that is not finished: the ids end with it.
+        """
+        turns = _turns(messages)
+        begun = ""
+        if len(turns) > 1 and turns[-1][0] == "assistant":
+            begun, turns = turns[-1][1], turns[:-1]
+        text = self._text(self._fitted(turns), generation_prompt=True)
+        return self._tokens.encode(text + self._tokens.mark(begun))[0]
 
     def text_ids(self, text: str) -> list[int]:
         """Plain text as ids, without a template and without special tokens."""

@@ -104,8 +104,39 @@ class ChatWorker:
             with self._errors_to(mine, emit):
                 served = self._serve(base)
                 for group in self._groups(served.host, mine, emit):
+                    self._answer_group(base, group, emit, should_stop)
+
+    def _answer_group(
+        self,
+        base: str,
+        group: Sequence[ChatRequest],
+        emit: Callable[[ChatChunk], None],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """One batch; if it fails before anybody spoke, each pane alone, so that one cannot take the others down."""
+        spoke = False
+
+        def heard(chunk: ChatChunk) -> None:
+            nonlocal spoke
+            spoke = True
+            emit(chunk)
+
+        if len(group) > 1:
+            try:
+                self._decode(self._serve(base), group, heard, should_stop)
+                return
+            except BrokenPipeError:
+                raise
+            except Exception as error:
+                if spoke:
                     with self._errors_to(group, emit):
-                        self._decode(served, group, emit, should_stop)
+                        raise
+                if isinstance(error, OutOfMemory):
+                    self._served.clear()
+                print(f"One pane at a time, since together they failed: {error!r}", file=sys.stderr, flush=True)
+        for request in group:
+            with self._errors_to([request], emit):
+                self._decode(self._serve(base), [request], emit, should_stop)
 
     def _blended(self, requests: Sequence[ChatRequest], emit: Callable[[ChatChunk], None]) -> list[ChatRequest]:
         """The requests with the adapter of each variant's blend in place of its saved one."""

@@ -41,8 +41,11 @@ class ChatClient:
         self._numbers = itertools.count(1)
         self._closed = False
 
-    def stream(self, requests: Sequence[ChatRequest]) -> Iterator[ChatChunk]:
+    def stream(self, requests: Sequence[ChatRequest], owner: str = "") -> Iterator[ChatChunk]:
         """Chunks of all panes as they come; each pane's last one has `done` with a stamp, or `error`.
+
+        Args:
+            owner: whose replies these are, for `cancel`.
 
         Leaving the loop early cancels what is left. Never raises for what goes wrong in the worker.
         """
@@ -51,7 +54,7 @@ class ChatClient:
         number = next(self._numbers)
         open_panes = {request.pane for request in requests}
         try:
-            worker, replies = self._send(number, requests)
+            worker, replies = self._send(number, requests, owner)
         except OSError as error:
             yield from (ChatChunk(pane=p, error=f"The chat worker cannot be started: {error}.") for p in open_panes)
             return
@@ -69,11 +72,11 @@ class ChatClient:
             if worker.forget(number) and open_panes:
                 worker.write({"cancel": number})
 
-    def cancel(self) -> None:
-        """Stop all replies that are being written; their panes end with what they have."""
+    def cancel(self, owner: str | None = None) -> None:
+        """Stop the replies that are being written or wait, all or one owner's; their panes end with what they have."""
         with self._lock:
             if self._worker is not None:
-                for number in self._worker.waiting():
+                for number in self._worker.waiting(owner):
                     self._worker.write({"cancel": number})
 
     def close(self) -> None:
@@ -91,13 +94,13 @@ class ChatClient:
         if worker is not None:
             worker.stop()
 
-    def _send(self, number: int, requests: Sequence[ChatRequest]) -> tuple[_Worker, Replies]:
+    def _send(self, number: int, requests: Sequence[ChatRequest], owner: str) -> tuple[_Worker, Replies]:
         with self._lock:
             if self._closed:
                 raise OSError("the chat is closed")
             if self._worker is None or not self._worker.alive():
                 self._worker = _Worker(self.home, self.log)
-            replies = self._worker.expect(number)
+            replies = self._worker.expect(number, owner)
             message = {"id": number, "requests": [request.model_dump(mode="json") for request in requests]}
             self._worker.write(message)
             return self._worker, replies
@@ -123,6 +126,7 @@ class _Worker:
             )
         self._lock = threading.Lock()
         self._waiting: dict[int, Replies] = {}
+        self._owners: dict[int, str] = {}
         self._gone = False
         self._stopped = False
         threading.Thread(target=self._listen, daemon=True, name="chat-worker-output").start()
@@ -130,11 +134,12 @@ class _Worker:
     def alive(self) -> bool:
         return not self._gone and self._process.poll() is None
 
-    def expect(self, number: int) -> Replies:
+    def expect(self, number: int, owner: str) -> Replies:
         """Where the answers to request `number` will arrive; None there means that the worker is gone."""
         replies: Replies = queue.Queue()
         with self._lock:
             self._waiting[number] = replies
+            self._owners[number] = owner
             if self._gone:
                 replies.put(None)
         return replies
@@ -143,11 +148,12 @@ class _Worker:
         """Answers to `number` are not wanted any more; whether the worker can still be told so."""
         with self._lock:
             self._waiting.pop(number, None)
+            self._owners.pop(number, None)
         return self.alive()
 
-    def waiting(self) -> list[int]:
+    def waiting(self, owner: str | None) -> list[int]:
         with self._lock:
-            return list(self._waiting)
+            return [number for number in self._waiting if owner in (None, self._owners.get(number))]
 
     def write(self, message: dict[str, Any]) -> None:
         """Send a message. A worker that is gone is noticed by the listener, not here."""

@@ -18,6 +18,7 @@ from persona_lab.ui import quick_gradio  # noqa: F401  (first: it halves the tim
 import gradio as gr
 from starlette.middleware import Middleware
 
+from persona_lab.chats.records import new_id
 from persona_lab.engine import Engine
 from persona_lab.ui import (
     chat_tab,
@@ -49,13 +50,15 @@ def build_page(engine: Engine) -> tuple[gr.Blocks, Page]:
                 persona_choices(engine), value=None, label="Character", elem_id="persona", min_width=220, scale=0
             )
         remembered = gr.BrowserState(None, storage_key="persona-lab.persona", secret="persona-lab")
+        browser = gr.BrowserState(None, storage_key="persona-lab.browser", secret="persona-lab")
         timer = gr.Timer(IDLE_SECONDS)
         with gr.Tabs(elem_id="tabs") as tabs:
-            page = Page(engine, demo, persona, tabs, timer, Follower(engine.events))
+            page = Page(engine, demo, persona, tabs, timer, Follower(engine.events), browser)
             for module in (personas_tab, data_tab, train_tab, evaluate_tab, chat_tab, plugins_tab):
                 module.build(page)
             _plugin_tabs(engine)
         demo.load(lambda known: choose(engine, known), remembered, persona, **QUIET)
+        demo.load(lambda known: known or {"id": new_id(), "chats": {}}, browser, browser, **QUIET)
         persona.change(lambda chosen: chosen if chosen else gr.skip(), persona, remembered, **QUIET)
     return demo, page
 

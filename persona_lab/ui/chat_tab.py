@@ -1,199 +1,224 @@
-"""The Chat tab: up to four variants side by side, one box to all, each reply stamped with the weights that made it."""
+"""The Chat tab: one to six panes side by side, one box to all, each reply stamped with the weights that made it.
+
+This file has the panes, the box and what writes replies; the panels below them are in chat_panels.py, chat_blind.py
+and chat_teach.py.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
-from persona_lab.errors import BadInput
-from persona_lab.personas.prompt import greeting
-from persona_lab.types import ChatRequest, Sampling
-from persona_lab.ui.html import empty
-from persona_lab.ui.notices import explain, guarded, warn
+from persona_lab.errors import UnknownName
+from persona_lab.ui import chat_blind, chat_panels, chat_teach
+from persona_lab.ui.chat_saying import Saying, owner_of
+from persona_lab.ui.html import empty, thumbnail_file
+from persona_lab.ui.notices import guarded
 from persona_lab.ui.page import QUIET, Page
-from persona_lab.ui.talk import PANES, Talk, Turn, default_panes, drawn
-
-REDRAW_SECONDS = 0.08
-PANE_HEIGHT = "max(300px, calc(100vh - 530px))"
-SEED_LIMIT = 2**31 - 1
+from persona_lab.ui.sessions import LETTERS, Session, greetings, variant_choices
+from persona_lab.ui.talk import PANES, default_panes, drawn, thumbs
 
 
 def build(page: Page) -> None:
     """Create the tab."""
     with gr.Tab("Chat", id="chat") as tab:
-        _Chat(page, tab)
+        Chat(page, tab)
 
 
-class _Chat:
-    """Panes, box, buttons and sampling settings."""
+class Chat:
+    """Panes, box and buttons. `look` is what a redraw of all of it gives; `bots` what a stream gives."""
 
     def __init__(self, page: Page, tab: gr.Tab) -> None:
         self.page = page
-        self.talks = gr.State([Talk() for _ in range(PANES)])
-        self.of = gr.State("")
+        self.session = gr.State(Session())
         self.nothing = gr.HTML()
         with gr.Column(visible=False) as self.body:
-            self.count = gr.Radio(
-                [1, 2, 3, 4], value=2, label="Side by side", elem_id="panes", elem_classes=["pl-inline"]
-            )
+            with gr.Row(elem_classes=["pl-chatbar"]):
+                self.count = gr.Radio(
+                    list(range(1, PANES + 1)), value=2, label="Side by side", elem_id="panes",
+                    elem_classes=["pl-inline"], min_width=250,
+                )  # fmt: skip
+                self.fresh = gr.Button("New conversation", size="sm", elem_id="new-chat", min_width=130)
+                self.hide = gr.Button("Compare blind", size="sm", elem_id="blind-start", min_width=130)
             with gr.Row(equal_height=False, elem_classes=["pl-panes"]):
                 panes = [self._pane(number) for number in range(PANES)]
-            self.columns, self.variants, self.bots = (list(part) for part in zip(*panes, strict=True))
+            self.columns, self.heads, self.choosers, self.bots = (list(part) for part in zip(*panes, strict=True))
+            self.blind = chat_blind.Blind(self)
             with gr.Row(equal_height=True, elem_classes=["pl-say"]):
                 self.box = gr.Textbox(
                     label="Your message", placeholder="Say something to all of them …", lines=1, max_lines=6, scale=8,
                     elem_id="message",
                 )  # fmt: skip
                 self.send = gr.Button("Send", variant="primary", scale=1, min_width=90, elem_id="send")
-            with gr.Row():
-                stop = gr.Button("Stop", size="sm", variant="stop", elem_id="chat-stop")
-                again = gr.Button("Regenerate with a new seed", size="sm")
-                clear = gr.Button("Clear", size="sm")
-            self.sampling = self._settings()
-        self.drawn = [*self.bots, self.talks]
-        self._wire(tab, stop, again, clear)
+            with gr.Row(elem_classes=["pl-after"]):
+                self.stop = gr.Button("Stop", size="sm", variant="stop", elem_id="chat-stop", min_width=80)
+                self.again = gr.Button("Regenerate", size="sm", elem_id="again", min_width=100)
+                self.more = gr.Button("Continue", size="sm", elem_id="continue", min_width=90)
+                self.rewrite = gr.Button("Edit last message", size="sm", elem_id="rewrite", min_width=130)
+            self.sampling = chat_panels.SamplingPanel()
+            self.saying = Saying(self)
+            self.teach = chat_teach.Teach(self)
+            self.blind.build_ratings()
+            self.saved = chat_panels.SavedPanel(self)
+            self.reading = chat_panels.ReadingPanel(self)
+        self.streamed = [*self.bots, self.session]
+        self.look = [
+            self.nothing, self.body, self.count, self.hide, *self.columns, *self.heads, *self.choosers, *self.bots,
+            *self.blind.bar, *self.teach.shown, *self.saved.shown, *self.reading.shown, self.session,
+        ]  # fmt: skip
+        self._wire(tab)
+        for panel in (self.saying, self.blind, self.teach, self.saved, self.reading):
+            panel.wire()
 
-    def _pane(self, number: int) -> tuple[gr.Column, gr.Dropdown, gr.Chatbot]:
-        with gr.Column(visible=number < 2, min_width=260) as column:
-            variant = gr.Dropdown([], label=f"Pane {number + 1}", elem_id=f"pane-{number + 1}", interactive=True)
+    def _pane(self, number: int) -> tuple[gr.Column, gr.HTML, gr.Dropdown, gr.Chatbot]:
+        with gr.Column(visible=number < 2, min_width=280) as column:
+            head = gr.HTML(visible=False)
+            chooser = gr.Dropdown([], label=f"Pane {number + 1}", elem_id=f"pane-{number + 1}", interactive=True)
             bot = gr.Chatbot(
-                label=f"Replies of pane {number + 1}", show_label=False, height=PANE_HEIGHT, buttons=[],
-                layout="bubble", elem_id=f"chat-{number + 1}", feedback_options=None, placeholder="Nothing said yet.",
+                label=f"Replies of pane {number + 1}", show_label=False, buttons=["copy"], layout="bubble",
+                elem_id=f"chat-{number + 1}", elem_classes=["pl-bot"], placeholder="Nothing said yet.",
+                feedback_options=("Like", "Dislike"), editable="user", height=None, allow_tags=False,
+                latex_delimiters=[],
             )  # fmt: skip
-        return column, variant, bot
+        return column, head, chooser, bot
 
-    def _settings(self) -> list[Any]:
-        default = Sampling.model_validate({})
-        info = {name: field.description or "" for name, field in Sampling.model_fields.items()}
-        with gr.Accordion("How replies are drawn", open=False), gr.Row():
-            return [
-                gr.Number(
-                    0, label="Seed", precision=0, info="All panes use the same one.", min_width=140, elem_id="seed"
-                ),
-                gr.Slider(8, 512, default.max_new_tokens, step=8, label="Longest reply", info=info["max_new_tokens"]),
-                gr.Slider(0, 2, default.temperature, step=0.05, label="Temperature", info=info["temperature"]),
-                gr.Slider(0.05, 1, default.top_p, step=0.05, label="Top-p", info=info["top_p"]),
-                gr.Slider(
-                    1,
-                    2,
-                    default.repetition_penalty,
-                    step=0.05,
-                    label="Repetition penalty",
-                    info=info["repetition_penalty"],
-                ),
-            ]
-
-    def _wire(self, tab: gr.Tab, stop: gr.Button, again: gr.Button, clear: gr.Button) -> None:
-        opened = [self.nothing, self.body, *self.variants, *self.drawn, self.of]
+    def _wire(self, tab: gr.Tab) -> None:
+        redraw = guarded(len(self.look))
         gr.on(
             [tab.select, self.page.persona.change, self.page.demo.load],
-            guarded(len(opened))(self.open), [self.page.persona, self.of, self.talks, *self.variants], opened, **QUIET,
-        )  # fmt: skip
-        self.count.change(self._show, self.count, self.columns, **QUIET)
-        said = [self.box, self.count, *self.variants, *self.sampling, self.talks]
-        stream: dict[str, Any] = QUIET | {"concurrency_limit": 2, "concurrency_id": "chat"}
-        gr.on([self.box.submit, self.send.click], self.say, said, [self.box, *self.drawn], **stream)
-        again.click(self.again, said[1:], [self.sampling[0], *self.drawn], **stream)
-        stop.click(self.page.engine.stop_chat, None, None, queue=False, api_visibility="private")
-        clear.click(guarded(len(self.drawn))(self.clear), self.page.persona, self.drawn, **QUIET)
+            guarded(len(self.look) + len(self.sampling.values))(self.open),
+            [self.page.persona, self.session, self.page.browser],
+            [*self.look, *self.sampling.values],
+            **QUIET,
+        )
+        self.count.input(redraw(self.set_count), [self.count, self.session], self.look, **QUIET)
+        self.fresh.click(redraw(self.new), self.session, self.look, **QUIET)
+        for number, chooser in enumerate(self.choosers):
+            chooser.input(guarded(1)(_choosing(number)), [chooser, self.session], self.session, **QUIET)
 
-    @staticmethod
-    def _show(count: int) -> list[Any]:
-        return [gr.update(visible=number < count) for number in range(PANES)]
+    @property
+    def after(self) -> tuple[Callable[..., Any], Any, Any]:
+        """What follows when replies are written: panels that list them (handler, inputs, outputs)."""
+        outputs = [*self.teach.shown, *self.saved.shown]
+        return guarded(len(outputs))(self._after), self.session, outputs
 
-    def _fresh(self, persona_id: str) -> list[Talk]:
-        said = greeting(self.page.engine.persona(persona_id))
-        return [Talk([Turn("assistant", said)] if said else []) for _ in range(PANES)]
+    def _after(self, session: Session) -> list[Any]:
+        return [*self.teach.draw(session), *self.saved.draw(session)]
 
-    def open(self, persona: str | None, of: str, talks: list[Talk], *variants: str | None) -> list[Any]:
-        """Fill the panes; a conversation with the same character goes on."""
+    # --- opening and drawing -------------------------------------------------------------------------
+
+    def open(self, request: gr.Request, persona: str | None, session: Session, browser: Any) -> list[Any]:
+        """Fill the panes: this window's conversation goes on, else the browser's last one with this character."""
+        rest = [gr.skip() for _ in self.sampling.values]
+        session.owner = owner_of(browser, request)
         if not persona:
+            session.persona = ""
+            return [*self.draw(session), *rest]
+        if session.persona != persona:
+            last = (browser or {}).get("chats", {}).get(persona, "")
+            settings = self._start(session, persona, last)
+            rest = self.sampling.updates(settings) if settings else rest
+        elif not session.said and not session.hidden:
+            self._line_up(session)  # what was trained meanwhile stands beside the base by itself
+        return [*self.draw(session), *rest]
+
+    def _start(self, session: Session, persona: str, last: str) -> dict[str, Any]:
+        for talk in session.talks:
+            talk.settle()
+        if session.persona:
+            session.save(self.page.engine, session.settings)
+        session.persona, session.hidden, session.variants = persona, False, []
+        session.begin(greetings(self.page.engine.persona(persona))[0][1])
+        if last:
+            try:
+                saved = self.page.engine.chats.get(last, session.owner)
+            except UnknownName:
+                saved = None
+            if saved is not None and saved.persona == persona:
+                session.bring_back(saved)
+                return saved.settings
+        self._line_up(session)
+        return {}
+
+    def _line_up(self, session: Session) -> None:
+        """The newest variants and the base, unless the user chose otherwise."""
+        engine = self.page.engine
+        base = engine.base_variant(session.persona).id
+        known = {value for _, value in variant_choices(engine, session.persona, session.models)}
+        wanted = default_panes([variant.id for variant in engine.variants(session.persona)], base)
+        chosen = session.variants or [base] * PANES
+        if set(chosen) <= {base}:
+            session.variants = wanted
+        else:
+            session.variants = [v if v in known else w for v, w in zip(chosen, wanted, strict=False)]
+
+    def draw(self, session: Session) -> list[Any]:
+        """Updates for `look`."""
+        if not session.persona:
             hint = "Pick a character in the Personas tab; then talk to it here, trained and untrained side by side."
             nobody = empty("Nobody is chosen yet", hint)
-            return [nobody, gr.update(visible=False), *[gr.skip()] * (2 * PANES + 1), ""]
-        found = self.page.engine.variants(persona)
-        base = self.page.engine.base_variant(persona)
-        choices = [(f"{v.name} ({v.strategy})", v.id) for v in found] + [("Base model, untrained", base.id)]
+            return [nobody, gr.update(visible=False), *[gr.skip()] * (len(self.look) - 3), session]
+        engine, hidden = self.page.engine, session.hidden
+        alone = not engine.variants(session.persona)
+        hint = empty("Only the base model so far", "Train a variant, and it appears beside it.") if alone else ""
+        choices = variant_choices(engine, session.persona, session.models)
         known = {value for _, value in choices}
-        wanted = default_panes([variant.id for variant in found], base.id)
-        trained_since = of == persona and all(variant == base.id for variant in variants) and bool(found)
-        keep = of == persona and not trained_since
-        picked = [v if keep and v in known else w for v, w in zip(variants, wanted, strict=True)]
-        talks = talks if of == persona else self._fresh(persona)
-        panes = [gr.update(choices=choices, value=value) for value in picked]
-        hint = "" if found else empty("Only the base model so far", "Train a variant, and it appears beside it.")
-        return [hint, gr.update(visible=True), *panes, *(drawn(talk) for talk in talks), talks, persona]
-
-    def clear(self, persona: str) -> list[Any]:
-        """Begin again, with the greeting."""
-        talks = self._fresh(persona)
-        return [*(drawn(talk) for talk in talks), talks]
-
-    def say(self, text: str, count: int, *rest: Any) -> Iterator[list[Any]]:
-        """Send one message to every visible pane and stream their replies."""
-        variants, sampling, talks = self._split(rest)
-        if not (text or "").strip():
-            yield [gr.skip()] * (len(self.drawn) + 1)
-            return
-        for talk in talks[:count]:
-            talk.ask(text.strip())
-        for update in self._stream(talks, count, variants, sampling):
-            yield ["", *update]
-
-    def again(self, count: int, *rest: Any) -> Iterator[list[Any]]:
-        """Write the last replies anew, with the next seed."""
-        variants, sampling, talks = self._split(rest)
-        redo = [talk.ask_again() for talk in talks[:count]]
-        if not any(redo):
-            warn(BadInput("There is no reply to write anew.", "Say something first."))
-            yield [gr.skip()] * (len(self.drawn) + 1)
-            return
-        sampling[0] = (int(sampling[0] or 0) + 1) % SEED_LIMIT
-        for update in self._stream(talks, count, variants, sampling):
-            yield [sampling[0], *update]
-
-    @staticmethod
-    def _split(rest: tuple[Any, ...]) -> tuple[list[str], list[Any], list[Talk]]:
-        return list(rest[:PANES]), list(rest[PANES:-1]), rest[-1]
-
-    def _requests(self, talks: list[Talk], count: int, variants: list[str], values: list[Any]) -> list[ChatRequest]:
-        seed, longest, temperature, top_p, penalty = values
-        sampling = Sampling(
-            seed=int(seed or 0),
-            max_new_tokens=int(longest),
-            temperature=temperature,
-            top_p=top_p,
-            repetition_penalty=penalty,
-        )
+        choices += [(f"{v} (deleted)", v) for v in dict.fromkeys(session.variants) if v not in known]
+        face = self._face(session.persona)
+        height = "max(300px, calc(100vh - 530px))" if session.count <= 4 else "380px"
+        heads = [
+            gr.update(value=f'<h4 class="pl-letter-head">Reply {LETTERS[n]}</h4>', visible=hidden) for n in range(PANES)
+        ]
+        choosers = [
+            gr.update(choices=[], value=None, visible=False)
+            if hidden
+            else gr.update(choices=choices, value=session.variants[n], visible=True)
+            for n in range(PANES)
+        ]
+        bots = [
+            gr.update(value=drawn(talk, hidden), feedback_value=thumbs(talk), height=height, avatar_images=face)
+            for talk in session.talks
+        ]
         return [
-            ChatRequest(
-                pane=str(number),
-                variant=self.page.engine.variant(variants[number]),
-                messages=talks[number].messages(),
-                sampling=sampling,
-            )
-            for number in range(count)
-            if talks[number].turns[-1].waiting
+            hint,
+            gr.update(visible=True),
+            gr.update(value=session.count, interactive=not hidden),
+            gr.update(value="New blind round" if hidden or session.voted else "Compare blind"),
+            *(gr.update(visible=number < session.count) for number in range(PANES)),
+            *heads,
+            *choosers,
+            *bots,
+            *self.blind.draw(session),
+            *self.teach.draw(session),
+            *self.saved.draw(session),
+            *self.reading.draw(session),
+            session,
         ]
 
-    def _stream(self, talks: list[Talk], count: int, variants: list[str], sampling: list[Any]) -> Iterator[list[Any]]:
-        """Updates for `drawn`. Whatever goes wrong is written into the panes that wait (the page's border)."""
-        yield [*(drawn(talk) for talk in talks), talks]
-        last = time.monotonic()
-        try:
-            for chunk in self.page.engine.chat(self._requests(talks, count, variants, sampling)):
-                talks[int(chunk.pane)].add(chunk)
-                if chunk.done or time.monotonic() - last > REDRAW_SECONDS:
-                    last = time.monotonic()
-                    yield [*(drawn(talk) for talk in talks), talks]
-        except Exception as error:  # noqa: BLE001
-            warn(error)
-            for talk in talks[:count]:
-                if talk.turns[-1].waiting:
-                    talk.fail(explain(error))
-        for talk in talks:
-            talk.settle()
-        yield [*(drawn(talk) for talk in talks), talks]
+    def _face(self, persona_id: str) -> tuple[None, str] | None:
+        """The character's picture, small, from this process's own folder: the page serves no file of the user's."""
+        path = thumbnail_file(self.page.engine.persona(persona_id).avatar, self.page.downloads)
+        return (None, path) if path else None
+
+    def set_count(self, count: int, session: Session) -> list[Any]:
+        """Show so many panes."""
+        session.count = int(count)
+        return self.draw(session)
+
+    def new(self, session: Session) -> list[Any]:
+        """Begin again, with the greeting; the conversation before stays among the saved ones."""
+        session.refuse_while_busy()
+        session.hidden = False
+        session.begin()
+        return self.draw(session)
+
+
+def _choosing(number: int) -> Callable[[str, Session], Session]:
+    def choose(value: str, session: Session) -> Session:
+        if value and not session.hidden:
+            session.variants[number] = value
+        return session
+
+    return choose

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import io
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image
+
+from persona_lab.home import write_atomic
 
 AVATAR_PIXELS = 192
 
@@ -94,6 +97,18 @@ def avatar(path: str | None, name: str, pixels: int = 64) -> str:
     style = f"width:{pixels}px;height:{pixels}px;background:hsl({hue} 45% 45%)"
     letter = esc(name[:1].upper() or "?")
     return f'<span class="pl-avatar pl-letter" aria-hidden="true" style="{style}">{letter}</span>'
+
+
+def thumbnail_file(path: str | None, folder: Path) -> str | None:
+    """The same small picture as a file in `folder`, for components that take files only; None if there is none."""
+    data = _thumbnail(path, _changed(path)) if path else ""
+    if not data:
+        return None
+    content = base64.b64decode(data.partition(",")[2])
+    file = folder / f"avatar-{hashlib.sha256(content).hexdigest()[:12]}.webp"
+    if not file.exists():
+        write_atomic(file, content)
+    return str(file)
 
 
 def _changed(path: str) -> float:

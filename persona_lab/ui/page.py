@@ -28,6 +28,8 @@ class Page:
     tabs: gr.Tabs
     timer: gr.Timer
     follower: Follower
+    browser: gr.BrowserState
+    """{"id": who this browser is, "chats": the last conversation by persona}; outside of the tabs, which mount late."""
     downloads: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="persona-lab-")))
 
     def refresh(self, tab: gr.Tab, fill: Callable[..., Any], outputs: Sequence[Any], also: Sequence[Any] = ()) -> None:

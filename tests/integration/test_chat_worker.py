@@ -104,6 +104,20 @@ def test_cancel_keeps_what_was_said(chat: ChatClient, tiny_model: Path) -> None:
     assert last.stamp.tokens < 250
 
 
+def test_stopping_ones_own_replies_leaves_those_of_others_alone(chat: ChatClient, tiny_model: Path) -> None:
+    def tokens(stopped: str) -> int:
+        chunks = []
+        for chunk in chat.stream([endless(tiny_model)], owner="me"):
+            chunks.append(chunk)
+            chat.cancel(stopped)
+        assert chunks[-1].stamp is not None
+        return chunks[-1].stamp.tokens
+
+    whole = tokens("nobody")
+    assert tokens("somebody else") == whole
+    assert tokens("me") < whole
+
+
 def test_a_killed_worker_is_explained_and_the_next_message_starts_another(chat: ChatClient, tiny_model: Path) -> None:
     chunks = []
     for chunk in chat.stream([endless(tiny_model)]):

@@ -210,5 +210,5 @@ def test_a_greeting_alone_cannot_be_regenerated() -> None:
 
 
 def test_panes_begin_with_the_newest_variant_beside_the_base() -> None:
-    assert default_panes(["new", "old"], "base") == ["new", "base", "old", "base"]
-    assert default_panes([], "base") == ["base"] * 4
+    assert default_panes(["new", "old"], "base") == ["new", "base", "old", "base", "base", "base"]
+    assert default_panes([], "base") == ["base"] * 6
