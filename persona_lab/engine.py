@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from persona_lab import catalog, evaluating
 from persona_lab.advisor import Advisor
+from persona_lab.comparing import compared
 from persona_lab.continuing import parent_of
 from persona_lab.errors import BadInput, PersonaLabError, UnknownName, WorkFailed
 from persona_lab.events import AnyEvent, read_events
 from persona_lab.home import Home
-from persona_lab.jobs import ACTIVE, Supervisor
+from persona_lab.jobs import ACTIVE, Supervisor, ask_to_keep
 from persona_lab.jobs import view as view_run
 from persona_lab.library import Library
 from persona_lab.planning import plan_strategies
@@ -666,3 +667,33 @@ class Engine:
         """Stop the replies being written; what was said stays."""
         if self._chat is not None:
             self._chat.cancel()
+
+    # --- the queue, and runs side by side --------------------------------------------------------
+
+    def queue(self) -> list[str]:
+        """Ids of the runs that wait, next first."""
+        return self.supervisor.queued()
+
+    def move_in_queue(self, run_id: str, by: int) -> list[str]:
+        """Put a waiting run `by` places later (below 0: sooner); gives the new order, which outlives the page.
+
+        Raises:
+            BadInput: it does not wait.
+        """
+        return self.supervisor.move(run_id, by)
+
+    def stop_and_keep(self, run_id: str) -> None:
+        """End a training after the step in progress; it finishes as done, with the best weights so far.
+
+        Raises:
+            UnknownName. BadInput: it is not a training in progress.
+        """
+        ask_to_keep(self.run(run_id), self.home.run(run_id))
+
+    def compare_runs(self, a: str, b: str) -> dict[str, Any]:
+        """Two runs side by side: see `comparing.compared`.
+
+        Raises:
+            UnknownName
+        """
+        return compared(self.run(a), self.run(b), self.events(a)[0], self.events(b)[0])

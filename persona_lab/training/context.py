@@ -33,6 +33,7 @@ from persona_lab.training.locate import sensitivity
 from persona_lab.training.lora import relative_update, resume_adapter
 from persona_lab.training.memory import free_memory, memory_errors
 from persona_lab.training.paths import LossPath, choose_path, prepared
+from persona_lab.training.sample_budget import SampleBudget
 from persona_lab.training.validation import Foils, validation_loss
 from persona_lab.types import (
     Artifact,
@@ -144,11 +145,15 @@ class Context:
     ) -> FitResult:
         started = time.perf_counter()
         rows = self.dataset.of("train") if conversations is None else conversations
-        material = self._material(settings, stage, rendered or self._both(rows, settings))
+        budget = SampleBudget()
+        material = self._material(settings, stage, rendered or self._both(rows, settings), budget)
         with memory_errors(LESS_MEMORY):
             fit = Fit(model, settings, stage, material)
             self.phase("Training" if stage == "train" else f"Training: {stage}", fit.total)
             result = fit.run()
+            kept = result.best_step if material.validation else result.steps
+            if budget.trained and kept:
+                self._write_samples(model, kept, stage, settings.samples, kept=True)
         self._paths[model] = fit.path
         self.seconds["train"] += time.perf_counter() - started
         return result
@@ -159,8 +164,16 @@ class Context:
         return self._rendered(rows, settings.max_tokens), self._rendered(validation, settings.max_tokens)
 
     def _material(
-        self, settings: FitSettings, stage: str, rendered: tuple[Sequence[Rendered], Sequence[Rendered]]
+        self,
+        settings: FitSettings,
+        stage: str,
+        rendered: tuple[Sequence[Rendered], Sequence[Rendered]],
+        budget: SampleBudget,
     ) -> Material:
+        def report(step: int, total: int, **values: Any) -> None:
+            budget.total, budget.trained = total, True
+            self.step(step, total, **values)
+
         def validated(step: int, loss: float, best: bool) -> None:
             self._emit(Validation(step=step, loss=loss, stage=stage, best=best))
 
@@ -168,7 +181,8 @@ class Context:
             self._emit(Checkpoint(step=step, path=str(folder), stage=stage))
 
         def sampled(step: int, model: Any) -> None:
-            self._write_samples(model, step, stage, settings.samples)
+            if settings.samples and budget.due(step):
+                budget.record(lambda: self._write_samples(model, step, stage, settings.samples))
 
         return Material(
             train=rendered[0],
@@ -178,13 +192,14 @@ class Context:
             bf16=self.machine.bf16,
             seed=self.seed,
             folder=self.run_dir / "checkpoints",
-            report=self.step,
+            report=report,
             say=self.log,
             validated=validated,
             sampled=sampled,
             saved=saved,
             foils=self._foils(settings) if settings.keep == "specificity" else Foils(),
             free_bytes=free_memory(self.machine),
+            enough=getattr(self.reporter, "enough", lambda: False),
         )
 
     def _foils(self, settings: FitSettings) -> Foils:
@@ -262,7 +277,7 @@ class Context:
         model.eval()
         return [reply.text for reply in generate(model, self.renderer, prompts, sampling)]
 
-    def _write_samples(self, model: Any, step: int, stage: str, count: int) -> None:
+    def _write_samples(self, model: Any, step: int, stage: str, count: int, kept: bool = False) -> None:
         openings = [c.messages[0].content for c in self.dataset.of("validation") if c.messages[0].role == "user"]
         if not openings[:count]:
             return
@@ -270,7 +285,7 @@ class Context:
         with randomness.untouched():
             replies = self.generate(model, prompts, Sampling(seed=self.seed, max_new_tokens=SAMPLE_TOKENS))
         for prompt, reply in zip(openings, replies, strict=False):
-            self._emit(Sample(step=step, prompt=prompt, reply=reply, stage=stage))
+            self._emit(Sample(step=step, prompt=prompt, reply=reply, stage=stage, kept=kept))
 
     # --- data ----------------------------------------------------------------------------------------
 
