@@ -19,6 +19,7 @@ from persona_lab.comparing import compared
 from persona_lab.continuing import parent_of
 from persona_lab.errors import BadInput, PersonaLabError, UnknownName, WorkFailed
 from persona_lab.events import AnyEvent, read_events
+from persona_lab.headlines import VariantFacts, facts_of
 from persona_lab.home import Home
 from persona_lab.jobs import ACTIVE, Supervisor, ask_to_keep
 from persona_lab.jobs import view as view_run
@@ -697,3 +698,27 @@ class Engine:
             UnknownName
         """
         return compared(self.run(a), self.run(b), self.events(a)[0], self.events(b)[0])
+
+    def variant_facts(self, persona_id: str | None = None, most: int = 12) -> list[VariantFacts]:
+        """The newest variants with the few numbers that are known of each."""
+        reports: dict[str, list[Path]] = {}
+        found = []
+        for variant in self.variants(persona_id)[:most]:
+            if variant.persona not in reports:
+                kept = self.reports(variant.persona)
+                reports[variant.persona] = [self.home.run(report.id) / "metrics.json" for report in kept]
+            try:
+                run = self.run(variant.run) if variant.run else None
+                base = self.base_variant(variant.persona, variant.compared_with)
+            except PersonaLabError:  # its run, its persona or its base was deleted: what is left is still shown
+                run, base = None, None
+            found.append(facts_of(variant, run, reports[variant.persona], base))
+        return found
+
+    def busy(self) -> str | None:
+        """The id of the run in progress, or None."""
+        return self.supervisor.busy()
+
+    def run_count(self) -> int:
+        """How many runs there are, without reading them."""
+        return sum(1 for _ in self.home.root.glob("runs/*/job.json"))

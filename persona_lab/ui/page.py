@@ -28,6 +28,8 @@ class Page:
     tabs: gr.Tabs
     timer: gr.Timer
     follower: Follower
+    wanted_run: Any = None
+    """A gr.State: the id of the run that the Train tab is asked to show, by another tab."""
     downloads: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="persona-lab-")))
 
     def refresh(self, tab: gr.Tab, fill: Callable[..., Any], outputs: Sequence[Any], also: Sequence[Any] = ()) -> None:

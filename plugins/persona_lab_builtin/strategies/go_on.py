@@ -32,7 +32,10 @@ USUAL_RANK = 16
 class ContinueConfig(FitSettings):
     """Settings of `continue`; the fit loop's are in `FitSettings`."""
 
-    variant: str = Field("", max_length=200, description="The variant to go on from, by its id or name.")
+    variant: str = Field(
+        "", max_length=200, description="The variant to go on from, by its id or name.",
+        json_schema_extra={"pick": "variant"},
+    )  # fmt: skip
     replay: float = Field(
         0.25,
         ge=0,
