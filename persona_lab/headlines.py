@@ -75,7 +75,8 @@ def _read(path: Path, changed: int) -> Mapping[str, Any]:
 
 
 def _metrics_of(found: Mapping[str, Any], variant: str) -> list[Metric]:
-    entry = next((e for e in found.get("variants") or () if e.get("variant") == variant), {})
+    entries: Sequence[Mapping[str, Any]] = found.get("variants") or ()
+    entry = next((e for e in entries if e.get("variant") == variant), {})
     try:
         return [Metric.model_validate(metric) for metric in entry.get("metrics") or ()]
     except ValidationError:

@@ -30,10 +30,10 @@ class HistoryPanel:
         self.queue = gr.HTML(elem_id="train-queue", js_on_load=PICK_SCRIPT)
         with gr.Accordion("All runs", open=True, elem_id="train-history"):
             with gr.Row(elem_classes=["pl-filters"]):
-                self.persona = gr.Dropdown([("Any character", ALL)], value=ALL, label="Character", min_width=150)
-                self.strategy = gr.Dropdown([("Any way", ALL)], value=ALL, label="Strategy", min_width=150)
+                self.persona = gr.Dropdown([("Any character", ALL)], value=ALL, label="Whose runs", min_width=150)
+                self.strategy = gr.Dropdown([("Any way", ALL)], value=ALL, label="Trained how", min_width=150)
                 states = [("Any state", ALL), *((state.capitalize(), state) for state in STATES)]
-                self.state = gr.Dropdown(states, value=ALL, label="State", min_width=150)
+                self.state = gr.Dropdown(states, value=ALL, label="In which state", min_width=150)
             self.table = gr.HTML(elem_id="train-runs", js_on_load=PICK_SCRIPT)
         with gr.Accordion("Compare two runs", open=False, elem_id="train-compare"):
             with gr.Row():

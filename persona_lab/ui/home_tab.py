@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -31,6 +32,7 @@ class _Home:
     def __init__(self, page: Page) -> None:
         self.page = page
         self.seen = gr.State("")
+        self._known: tuple[str, Standing, list[RunView]] | None = None
         pieces = []
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
@@ -58,19 +60,28 @@ class _Home:
             piece.select(self._act, None, outputs, **QUIET)
 
     def fill(self, persona: str | None, seen: str) -> list[Any]:
-        """Updates for `drawn`; nothing at all where nothing happened since `seen`."""
+        """Updates for `drawn`; nothing where nothing happened since `seen`, and little while a run only goes on."""
         engine = self.page.engine
         busy = engine.busy()
         current = engine.run(busy) if busy else None
-        how_far = f"{current.status}/{current.step}" if current else ""
-        now = f"{persona}/{engine.run_count()}/{engine.queue()}/{busy}/{how_far}"
+        state = f"{persona}/{engine.run_count()}/{engine.queue()}/{busy}"
+        now = f"{state}|{current.status}/{current.step}" if current else f"{state}|"
         if now == seen:
             return [gr.skip() for _ in self.drawn]
-        people, runs = engine.personas(), engine.runs()
-        chosen = next((person for person in people if person.id == persona), None)
-        facts = engine.variant_facts(persona)
-        at = self._standing(chosen, runs, facts)
-        return [now, path(at), beginnings(people, persona), recent(runs), variants(facts)]
+        going_on = self._known is not None and self._known[0] == state == seen.rpartition("|")[0]
+        if not going_on:  # reading every run and report costs, so only when one began, ended or moved
+            people, runs = engine.personas(), engine.runs()
+            chosen = next((person for person in people if person.id == persona), None)
+            facts = engine.variant_facts(persona)
+            self._known = (state, self._standing(chosen, runs, facts), runs)
+            return [now, path(self._known[1]), beginnings(people, persona), recent(runs), variants(facts)]
+        assert self._known is not None
+        _, at, runs = self._known
+        if current is not None:
+            runs = [current if run.id == current.id else run for run in runs]
+            if at.active is not None and at.active.id == current.id:
+                at = replace(at, active=current)
+        return [now, path(at), gr.skip(), recent(runs), gr.skip()]
 
     def _standing(self, chosen: PersonaSummary | None, runs: list[RunView], facts: list[Any]) -> Standing:
         if chosen is None:
