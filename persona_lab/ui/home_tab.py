@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,8 @@ from persona_lab.ui.runs import ACTIVE
 
 TABS_OF_RUNS = {"evaluate": "evaluate"}
 """Where a run of a kind is shown; others in Train."""
+KEPT = 8
+"""States whose runs are kept: one for each character that somebody looks at."""
 
 
 def build(page: Page) -> None:
@@ -32,7 +35,7 @@ class _Home:
     def __init__(self, page: Page) -> None:
         self.page = page
         self.seen = gr.State("")
-        self._known: tuple[str, Standing, list[RunView]] | None = None
+        self._known: OrderedDict[str, tuple[Standing, list[RunView]]] = OrderedDict()
         pieces = []
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
@@ -68,15 +71,18 @@ class _Home:
         now = f"{state}|{current.status}/{current.step}" if current else f"{state}|"
         if now == seen:
             return [gr.skip() for _ in self.drawn]
-        going_on = self._known is not None and self._known[0] == state == seen.rpartition("|")[0]
-        if not going_on:  # reading every run and report costs, so only when one began, ended or moved
+        known = self._known.get(state)
+        if known is None or state != seen.rpartition("|")[0]:
+            # reading every run and report costs, so only when one began, ended or moved
             people, runs = engine.personas(), engine.runs()
             chosen = next((person for person in people if person.id == persona), None)
             facts = engine.variant_facts(persona)
-            self._known = (state, self._standing(chosen, runs, facts), runs)
-            return [now, path(self._known[1]), beginnings(people, persona), recent(runs), variants(facts)]
-        assert self._known is not None
-        _, at, runs = self._known
+            at = self._standing(chosen, runs, facts)
+            self._known[state] = (at, runs)
+            while len(self._known) > KEPT:
+                self._known.popitem(last=False)
+            return [now, path(at), beginnings(people, persona), recent(runs), variants(facts)]
+        at, runs = known
         if current is not None:
             runs = [current if run.id == current.id else run for run in runs]
             if at.active is not None and at.active.id == current.id:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 from typing import Any
 
+import psutil
+from typer.testing import CliRunner
+
+from persona_lab.cli import app
 from persona_lab.comparing import compared, curves_of
-from persona_lab.events import Step, Validation
-from persona_lab.types import RunView
+from persona_lab.events import EventLog, Started, Step, Validation
+from persona_lab.home import Home
+from persona_lab.types import Job, RunView, now
 from persona_lab.ui.run_lists import comparison, filtered, none_left, queue_list
 
 
@@ -64,3 +71,27 @@ def test_the_first_cannot_go_sooner_nor_the_last_later() -> None:
     assert 'data-id="up:b" aria-label="Sooner: b">' in html
     assert 'data-id="down:b" aria-label="Later: b" disabled' in html
     assert queue_list([]) == ""
+
+
+def test_the_command_compares_runs_and_ends_one_with_its_weights_kept(home: Home) -> None:
+    for run_id, seed in (("one", 0), ("two", 5)):
+        job = Job(id=run_id, kind="train", name=run_id, home=str(home.root), created=now(), strategy="lora", seed=seed)
+        home.run(run_id).mkdir(parents=True)
+        (home.run(run_id) / "job.json").write_text(job.model_dump_json())
+    log = EventLog(home.run("one") / "events.jsonl")
+    log.append(Started(pid=os.getpid(), created=psutil.Process().create_time()))  # this process plays the worker
+    log.append(Step(step=1, total=9, loss=3.0))
+    log.close()
+
+    def command(*arguments: str) -> Any:
+        return CliRunner().invoke(app, ["runs", *arguments, "--home", str(home.root), "--json"])
+
+    found = json.loads(command("compare", "one", "two").stdout)
+    assert found["differences"] == [{"setting": "seed", "a": 0, "b": 5}]
+    assert found["curves"]["a"]["train"] == [[1, 3.0]]
+    assert json.loads(command("stop", "one", "--keep").stdout) == {"run": "one", "status": "running", "ending": True}
+    assert (home.run("one") / "keep").exists()
+    assert not (home.run("one") / "cancel").exists()
+    refused = command("stop", "two", "--keep")
+    assert "cannot be ended" in str(refused.exception)
+    assert json.loads(command("show", "one").stdout)["ending"] is True
