@@ -97,6 +97,10 @@ class Context:
     def log(self, message: str, level: str = "info") -> None:
         self.reporter.log(message, level)
 
+    def enough(self) -> bool:
+        asked = getattr(self.reporter, "enough", None)
+        return bool(asked()) if asked is not None else False
+
     def _emit(self, event: Event) -> None:
         emit = getattr(self.reporter, "emit", None)
         if emit is not None:
@@ -199,7 +203,7 @@ class Context:
             saved=saved,
             foils=self._foils(settings) if settings.keep == "specificity" else Foils(),
             free_bytes=free_memory(self.machine),
-            enough=getattr(self.reporter, "enough", lambda: False),
+            enough=self.enough,
         )
 
     def _foils(self, settings: FitSettings) -> Foils:
