@@ -93,9 +93,10 @@ def _stage(stage: Stage, place: int, current: int, at: Standing) -> str:
     out_of_reach = place > 0 and at.persona is None
     mark = "✓" if stage.done else str(place + 1)
     kind = "pl-stage-now" if now else "pl-stage-done" if stage.done else ""
+    named = stage.button if stage.button == stage.title else f"{stage.title}: {stage.button}"
     button = (
         f'<button type="button" class="{"pl-do" if now else "pl-small"}" data-id="{esc(stage.action)}" '
-        f'aria-label="{esc(stage.title)}: {esc(stage.button)}"{" disabled" if out_of_reach else ""}>'
+        f'aria-label="{esc(named)}"{" disabled" if out_of_reach else ""}>'
         f"{esc(stage.button)}{' →' if now else ''}</button>"
     )
     return (

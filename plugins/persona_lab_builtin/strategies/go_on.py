@@ -64,7 +64,7 @@ class ContinueStrategy(Strategy):
         """A variant must be named; that the dataset is small is no remark here: the variant knows more."""
         if config.variant:
             return []
-        fix = "Set variant=ID; persona-lab variants list shows them."
+        fix = "Train one first, or set variant=ID; persona-lab variants list shows them."
         return [Problem(message="It needs a variant to go on from.", fix=fix, field="variant")]
 
     def check_parent(
