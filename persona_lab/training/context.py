@@ -286,8 +286,12 @@ class Context:
         if not openings[:count]:
             return
         prompts = [self._messages([Message(role="user", content=text)]) for text in openings[:count]]
-        with randomness.untouched():
-            replies = self.generate(model, prompts, Sampling(seed=self.seed, max_new_tokens=SAMPLE_TOKENS))
+        try:
+            with randomness.untouched():
+                replies = self.generate(model, prompts, Sampling(seed=self.seed, max_new_tokens=SAMPLE_TOKENS))
+        except BadInput as error:  # the prompt is too long for this base: no reason to end a training
+            self.log(f"Sample replies are left out: {error.message}", "warning")
+            return
         for prompt, reply in zip(openings, replies, strict=False):
             self._emit(Sample(step=step, prompt=prompt, reply=reply, stage=stage, kept=kept))
 
