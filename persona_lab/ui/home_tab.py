@@ -40,10 +40,11 @@ class _Home:
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
                 gr.Markdown("### What next")
-                pieces.append(gr.HTML(elem_id="home-path", js_on_load=PICK_SCRIPT))
+                pieces.append(gr.HTML(path(Standing()), elem_id="home-path", js_on_load=PICK_SCRIPT))
             with gr.Column(scale=3, min_width=300):
                 gr.Markdown("### Begin with one of these")
-                pieces.append(gr.HTML(elem_id="home-people", js_on_load=PICK_SCRIPT))
+                people = beginnings(page.engine.personas(), None)  # there before the first answer
+                pieces.append(gr.HTML(people, elem_id="home-people", js_on_load=PICK_SCRIPT))
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
                 gr.Markdown("### Recent runs")

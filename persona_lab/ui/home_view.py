@@ -127,8 +127,8 @@ def _beginning(person: PersonaSummary, chosen: bool) -> str:
         f'<article class="pl-begin {"pl-mine" if chosen else ""}">{avatar(person.avatar, person.name, 72)}'
         f'<div class="pl-card-text"><h3>{esc(person.name)} {badge}</h3>'
         f'<p class="pl-card-line">{esc(person.tagline)}</p><p class="pl-soft">{esc(facts)}</p><p class="pl-buttons">'
-        f'<button type="button" class="pl-do" data-id="train:{esc(person.id)}">'
-        f"Train {esc(person.name.split()[0])} →</button>"
+        f'<button type="button" class="pl-do" data-id="train:{esc(person.id)}" '
+        f'aria-label="Train {esc(person.name)}">Train →</button>'
         f'<button type="button" class="pl-small" data-id="persona:{esc(person.id)}" '
         f'aria-label="Look closer at {esc(person.name)}">Look closer</button></p></div></article>'
     )
@@ -172,13 +172,18 @@ def _variant(facts: VariantFacts) -> str:
     hint = "" if facts.report else '<p class="pl-soft">Not evaluated yet.</p>'
     return (
         f'<article class="pl-variant"><h3>{esc(variant.name)} {chip(variant.strategy)}</h3>'
-        f'<p class="pl-soft">on {esc(variant.base)} · {esc(when(variant.created))}</p>'
+        f'<p class="pl-soft">on {esc(_short(variant.base))} · {esc(when(variant.created))}</p>'
         f'<div class="pl-tiles">{drawn}</div>{f"<ul>{said}</ul>" if said else hint}<p class="pl-buttons">'
         f'<button type="button" class="pl-small" data-id="chat:{esc(variant.persona)}" '
         f'aria-label="Chat with {esc(variant.name)}">Chat</button>'
         f'<button type="button" class="pl-small" data-id="score:{esc(variant.persona)}" '
         f'aria-label="Evaluate {esc(variant.name)}">Evaluate</button></p></article>'
     )
+
+
+def _short(base: str) -> str:
+    """A base's id without the folders of this machine."""
+    return base.replace("\\", "/").rsplit("/", 1)[-1] if base[:1] in ("/", "~") or base[1:2] == ":" else base
 
 
 def _tile(metric: Metric) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from persona_lab.engine import Engine
 from persona_lab.errors import BadSetting, PersonaLabError
 from persona_lab.types import PlanRow, RunView
 from persona_lab.ui.curve import loss_chart
@@ -14,7 +15,7 @@ from persona_lab.ui.example_panel import ExamplePanel
 from persona_lab.ui.follow import RunPicture
 from persona_lab.ui.forms import SIMPLE_FIELDS, Field, component, fields_of, marked, settings_from
 from persona_lab.ui.history_panel import HistoryPanel
-from persona_lab.ui.html import empty
+from persona_lab.ui.html import empty, esc
 from persona_lab.ui.notices import error_box, guarded
 from persona_lab.ui.page import QUIET, Page
 from persona_lab.ui.plans import Plans
@@ -45,16 +46,20 @@ class Form:
 def build(page: Page) -> None:
     """Create the tab."""
     with gr.Tab("Train", id="train") as tab:
+        teaser = gr.HTML(elem_id="train-teaser")
         gr.Markdown("### Teach the character\nChoose how; the numbers are estimates for this machine.")
+        setup = _Setup(page)
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
-                setup = _Setup(page)
+                setup.details()
             with gr.Column(scale=3, min_width=300):
                 panel = RunPanel(page, KINDS, "train", _curve, replies=True, history=False)
                 past = HistoryPanel(page, KINDS, panel.run)
         setup.attach(tab)
         panel.attach(tab)
         past.attach(tab)
+        page.timer.tick(lambda: now_running(page.engine), None, teaser, **QUIET)
+        gr.on([tab.select, page.demo.load], lambda: now_running(page.engine), None, teaser, **QUIET)
         page.wanted_run.change(
             lambda run: (run, "") if run else (gr.skip(), gr.skip()), page.wanted_run, panel.shown, **QUIET
         )
@@ -65,8 +70,18 @@ def build(page: Page) -> None:
         past.seen.change(setup.label, None, setup.start, **QUIET)
 
 
+def now_running(engine: Engine) -> str:
+    """On a phone, what is in progress far below is said above; empty where nothing is."""
+    busy = engine.busy()
+    run = engine.run(busy) if busy else None
+    if run is None or run.kind not in KINDS:
+        return ""
+    far = f"step {run.step:,} of {run.total:,}" if run.total else (run.phase or "starting")
+    return f'<p class="pl-teaser"><a href="#train-status">{esc(run.name)}: {esc(far)} ↓</a></p>'
+
+
 class _Setup:
-    """Everything up to the button."""
+    """Everything up to the button: the cards, then (`details`) costs, the button, and the settings."""
 
     def __init__(self, page: Page) -> None:
         self.page, self.plans = page, Plans(page.engine)
@@ -75,9 +90,16 @@ class _Setup:
         self.needs = {part.id: "a variant" for part in self.parts if getattr(part, "goes_on", False)}
         self.of = gr.State("")
         self.nothing = gr.HTML()
-        with gr.Column(visible=False) as self.body:
+        with gr.Column(visible=False) as self.top:
             self.strategy = gr.Radio([], label="How", elem_id="strategy", elem_classes=["pl-strategies"])
+
+    def details(self) -> None:
+        """What belongs to the chosen card; called where it is to stand."""
+        page = self.page
+        with gr.Column(visible=False) as self.body:
             self.plan = gr.HTML(elem_id="plan")
+            self.problem = gr.HTML()
+            self.start = gr.Button(START, variant="primary", size="lg", elem_id="start")
             self.forms = {part.id: self._form(part) for part in self.parts}
             self.example = ExamplePanel(page)
             with gr.Accordion("Base model, seed and name", open=False):
@@ -87,14 +109,12 @@ class _Setup:
                 )  # fmt: skip
                 self.seed = gr.Number(0, label="Seed", precision=0, info="The same seed gives the same result again.")
                 self.name = gr.Textbox(label="Name", max_lines=1, info="Leave empty for a name of its own.")
-            self.problem = gr.HTML()
-            self.start = gr.Button(START, variant="primary", size="lg", elem_id="start")
         self.widgets = [widget for form in self.forms.values() for widget in form.widgets]
         self.variants = [
             widget for form in self.forms.values() for field, widget in zip(form.fields, form.widgets, strict=True)
             if field.pick == "variant"
         ]  # fmt: skip
-        self.opened = [self.nothing, self.body, self.strategy, self.base, self.of, *self.variants]
+        self.opened = [self.nothing, self.top, self.body, self.strategy, self.base, self.of, *self.variants]
         self.inputs = [page.persona, self.strategy, self.base, *self.widgets]
         self.start_inputs = [*self.inputs, self.seed, self.name]
 
@@ -137,11 +157,11 @@ class _Setup:
         if not persona:
             hint = "Pick a character in the Home or Personas tab; training starts from there."
             box = empty("Nobody is chosen yet", hint)
-            return [box, gr.update(visible=False), gr.skip(), gr.skip(), "", *still]
+            return [box, gr.update(visible=False), gr.update(visible=False), gr.skip(), gr.skip(), "", *still]
         if not self.page.engine.datasets(persona):
             hint = "A character learns from conversations in its voice. Add some in the Data tab, then come back."
             box = empty("It has nothing to learn from yet", hint)
-            return [box, gr.update(visible=False), gr.skip(), gr.skip(), "", *still]
+            return [box, gr.update(visible=False), gr.update(visible=False), gr.skip(), gr.skip(), "", *still]
         bases = list(dict.fromkeys([STARTER, *(model.id for model in self.page.engine.models())]))
         cards = gr.skip()
         if of != persona or not strategy:
@@ -153,6 +173,7 @@ class _Setup:
         picks = [gr.update(choices=[("None", ""), *trained], value=trained[0][1] if trained else "")] * len(still)
         return [
             "",
+            gr.update(visible=True),
             gr.update(visible=True),
             cards,
             gr.update(choices=bases),
