@@ -1,7 +1,7 @@
 """Takes a picture of every tab: `python benchmarks/screenshots.py [--home DIR] [--out DIR] [--tabs Chat,...]`.
 
 Starts the page in a temporary home (or the one named, with its runs and variants), picks an example character and
-writes <tab>.png (1280 x 900), <tab>-dark.png and <tab>-phone.png (400 px wide). Needs Chromium and playwright.
+writes <tab>.png (1280 x 900), <tab>-dark.png and <tab>-phone.png (390 px wide). Needs Chromium and playwright.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ FLAGS = [
     "--disable-component-update",
     "--no-first-run",
 ]
-TABS = ("Personas", "Data", "Train", "Evaluate", "Chat", "Plugins")
-LOOKS = {"": (1280, 900, "light"), "-dark": (1280, 900, "dark"), "-phone": (400, 860, "light")}
+TABS = ("Home", "Personas", "Data", "Train", "Evaluate", "Chat", "Plugins")
+LOOKS = {"": (1280, 900, "light"), "-dark": (1280, 900, "dark"), "-phone": (390, 844, "light")}
 
 
 @contextmanager
@@ -55,6 +55,7 @@ def open_page(browser: Browser, url: str, look: str, persona: str) -> Page:
     context = browser.new_context(viewport={"width": width, "height": height})
     page = context.new_page()
     page.goto(f"{url}?__theme={scheme}")
+    open_tab(page, "Personas")
     page.locator(f".pl-card[data-id={persona}]").click()
     page.locator(".pl-card.pl-chosen").wait_for()
     page.locator(".pl-details").wait_for()

@@ -213,6 +213,10 @@ class TrainContext(Reporter, Protocol):
             BadInput: nothing to train on. Cancelled, OutOfMemory, DiskFull
         """
 
+    def enough(self) -> bool:
+        """Whether the user asked to end now and to keep the best weights so far. `fit` heeds it after each step; so
+        should a loop of your own."""
+
     def rendered(self, conversation: Conversation, max_tokens: int) -> Rendered:
         """A conversation behind the system prompt as tokens, as the fit loop reads it; `mask`: what is trained on."""
 

@@ -554,7 +554,7 @@ class Catalog:
             return found
         strategies = {v.id: v.strategy for v in self.variants(persona_id) if v.persona == persona_id}
         reports = self.reports(persona_id)[:MOST_REPORTS] if strategies else []
-        found = outcomes_of([_metrics(report) for report in reports], strategies)
+        found = outcomes_of([_metrics(self.home.run(report.id) / "metrics.json") for report in reports], strategies)
         self._outcomes[persona_id] = (time.monotonic(), found)
         return found
 
@@ -601,10 +601,10 @@ class Catalog:
             self.library.put(table, model.model_validate_json(path.read_bytes()).model_dump(mode="json"))
 
 
-def _metrics(report: ReportView) -> dict[str, Any]:
+def _metrics(path: Path) -> dict[str, Any]:
     """What an evaluation kept; empty where its file is gone or damaged."""
     try:
-        kept = json.loads(Path(report.data).read_text("utf-8"))
+        kept = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
     return kept if isinstance(kept, dict) else {}

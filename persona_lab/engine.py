@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from persona_lab import catalog, evaluating
 from persona_lab.advisor import Advisor
+from persona_lab.comparing import compared
 from persona_lab.continuing import parent_of
 from persona_lab.errors import BadInput, PersonaLabError, UnknownName, WorkFailed
 from persona_lab.events import AnyEvent, read_events
+from persona_lab.headlines import VariantFacts, facts_of
 from persona_lab.home import Home
-from persona_lab.jobs import ACTIVE, Supervisor
+from persona_lab.jobs import ACTIVE, Supervisor, ask_to_keep
 from persona_lab.jobs import view as view_run
 from persona_lab.library import Library
 from persona_lab.planning import plan_strategies
@@ -726,3 +728,57 @@ class Engine:
         """
         made = self.base_variant(persona_id, base)
         return made.model_copy(update={"id": f"model:{made.base}"})
+
+    # --- the queue, and runs side by side --------------------------------------------------------
+
+    def queue(self) -> list[str]:
+        """Ids of the runs that wait, next first."""
+        return self.supervisor.queued()
+
+    def move_in_queue(self, run_id: str, by: int) -> list[str]:
+        """Put a waiting run `by` places later (below 0: sooner); gives the new order, which outlives the page.
+
+        Raises:
+            BadInput: it does not wait.
+        """
+        return self.supervisor.move(run_id, by)
+
+    def stop_and_keep(self, run_id: str) -> None:
+        """End a training after the step in progress; it finishes as done, with the best weights so far.
+
+        Raises:
+            UnknownName. BadInput: it is not a training in progress.
+        """
+        ask_to_keep(self.run(run_id), self.home.run(run_id))
+
+    def compare_runs(self, a: str, b: str) -> dict[str, Any]:
+        """Two runs side by side: see `comparing.compared`.
+
+        Raises:
+            UnknownName
+        """
+        return compared(self.run(a), self.run(b), self.events(a)[0], self.events(b)[0])
+
+    def variant_facts(self, persona_id: str | None = None, most: int = 12) -> list[VariantFacts]:
+        """The newest variants with the few numbers that are known of each."""
+        reports: dict[str, list[Path]] = {}
+        found = []
+        for variant in self.variants(persona_id)[:most]:
+            if variant.persona not in reports:
+                kept = self.reports(variant.persona)
+                reports[variant.persona] = [self.home.run(report.id) / "metrics.json" for report in kept]
+            try:
+                run = self.run(variant.run) if variant.run else None
+                base = self.base_variant(variant.persona, variant.compared_with)
+            except PersonaLabError:  # its run, its persona or its base was deleted: what is left is still shown
+                run, base = None, None
+            found.append(facts_of(variant, run, reports[variant.persona], base))
+        return found
+
+    def busy(self) -> str | None:
+        """The id of the run in progress, or None."""
+        return self.supervisor.busy()
+
+    def run_count(self) -> int:
+        """How many runs there are, without reading them."""
+        return sum(1 for _ in self.home.root.glob("runs/*/job.json"))

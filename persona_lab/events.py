@@ -71,6 +71,8 @@ class Sample(Event):
     prompt: str
     reply: str
     stage: str = ""
+    kept: bool = False
+    """Said by the weights that the training keeps."""
 
 
 class Log(Event):

@@ -24,6 +24,7 @@ from persona_lab.errors import BadInput, UnknownName
 from persona_lab.events import AnyEvent, Done, Failed, Phase, Started, Step, read_events
 from persona_lab.home import Home, disk_errors, write_atomic
 from persona_lab.processes import own_group, worker_environment
+from persona_lab.queueing import in_order, moved, read_order, write_order
 from persona_lab.types import Job, RunStatus, RunView, now
 
 POLL_SECONDS = 0.2
@@ -107,6 +108,7 @@ def view(folder: Path, exit_record: dict[str, Any] | None = None) -> RunView:
         directory=str(folder),
         config=job.config,
         result=terminal.result if isinstance(terminal, Done) else {},
+        ending=status == "running" and (folder / "keep").exists(),
     )
 
 
@@ -178,6 +180,21 @@ def request_stop(folder: Path) -> None:
         (folder / "cancel").touch()
 
 
+def ask_to_keep(run: RunView, folder: Path) -> None:
+    """Write the run's keep flag: its training ends after the step in progress and keeps the best weights so far.
+
+    Raises:
+        BadInput: it is not a training in progress.
+    """
+    if run.kind != "train" or run.status != "running":
+        raise BadInput(
+            f"Run {run.id!r} cannot be ended with its best weights kept: it is {run.status} ({run.kind}).",
+            "Only a training in progress can.",
+        )
+    with disk_errors(folder):
+        (folder / "keep").touch()
+
+
 def stop_worker(folder: Path, grace: float = GRACE_SECONDS) -> None:
     """Stop a run that any process started: flag, then TERM, then KILL to the worker's process group."""
     request_stop(folder)
@@ -245,6 +262,7 @@ class Supervisor:
         self._exits: dict[str, dict[str, Any]] = {}
         self._pending: dict[str, int] = {}
         """Runs asked for whose worker has not spoken yet, with the number of attempts before."""
+        self._order = home.root / "queue.json"
         self._wake = threading.Condition()
         self._closing = False
         self._oom_before = 0
@@ -268,13 +286,19 @@ class Supervisor:
     def adopt(self) -> None:
         """After a restart: watch the worker that still runs, and queue what was waiting."""
         folders = sorted(self.home.root.glob("runs/*/job.json"), key=lambda path: path.stat().st_mtime)
+        kept = read_order(self._order)
+        waiting = []
         for folder in (path.parent for path in folders):
-            status = view(folder).status
-            if status == "running" and self._current is None:
+            run = view(folder)
+            # a resumed run's folder still tells of the attempt before
+            resumed = folder.name in kept and run.resumable and not (folder / "cancel").exists()
+            if run.status == "running" and self._current is None:
                 self._current = folder.name
                 self._ensure_thread()
-            elif status == "queued":
-                self._enqueue(folder.name)
+            elif run.status == "queued" or resumed:
+                waiting.append(folder.name)
+        for run_id in in_order(kept, waiting):
+            self._enqueue(run_id)
 
     def resume(self, run_id: str) -> None:
         """Queue a run again; its worker goes on from the last valid checkpoint.
@@ -286,7 +310,8 @@ class Supervisor:
         run = self.view(run_id)
         if not run.resumable:
             raise BadInput(f"Run {run_id!r} is {run.status} and cannot be resumed.", "Start a new one instead.")
-        (folder / "cancel").unlink(missing_ok=True)
+        for flag in ("cancel", "keep"):
+            (folder / flag).unlink(missing_ok=True)
         self._offsets[run_id] = read_events(folder / "events.jsonl")[1]
         self._enqueue(run_id)
 
@@ -298,6 +323,7 @@ class Supervisor:
             if run_id in self._queue:
                 self._queue.remove(run_id)
                 self._pending.pop(run_id, None)
+        self._keep_order()
         request_stop(folder)
         threading.Thread(target=end_by_force, args=(folder,), daemon=True).start()
 
@@ -328,6 +354,19 @@ class Supervisor:
         with self._wake:
             return list(self._queue)
 
+    def move(self, run_id: str, by: int) -> list[str]:
+        """Put a waiting run `by` places later (below 0: sooner); gives the new order.
+
+        Raises:
+            BadInput: it does not wait.
+        """
+        with self._wake:
+            if run_id not in self._queue:
+                raise BadInput(f"Run {run_id!r} does not wait in the queue.", "It may have begun meanwhile.")
+            self._queue[:] = moved(self._queue, run_id, by)
+        self._keep_order()
+        return self.queued()
+
     def busy(self) -> str | None:
         """The id of the run in progress, or None."""
         return self._current
@@ -352,7 +391,16 @@ class Supervisor:
                 self._queue.append(run_id)
                 self._pending[run_id] = attempts
             self._wake.notify_all()
+        self._keep_order()
         self._ensure_thread()
+
+    def _keep_order(self) -> None:
+        try:
+            with self._wake:
+                write_order(self._order, self._queue)
+        except Exception as error:
+            # a full disk must not keep a run from starting; after a restart the order is that of creation
+            print(f"persona-lab: the order of the queue could not be kept: {error}", file=sys.stderr)
 
     def _ensure_thread(self) -> None:
         with self._wake:
@@ -375,6 +423,7 @@ class Supervisor:
                     starting = None
             if starting is not None:
                 self._start(starting)
+                self._keep_order()
             self._watch()
 
     def _start(self, run_id: str) -> None:

@@ -28,6 +28,8 @@ class _Considered:
     problems: tuple[Problem, ...]
     changes: tuple[Change, ...]
     advice: Advice
+    short: bool = False
+    """There is too little memory or disk."""
 
     @property
     def blocked(self) -> bool:
@@ -71,9 +73,11 @@ def plan_strategies(
             # one plugin's fault must not hide what the others would cost
             problems, estimate = [Problem(message=error.message, fix=error.fix)], NO_ESTIMATE
         changes = () if verdict(estimate, machine) == "fits" else remedies.changes(part, config)
-        problems = [*problems, *_resource_problems(part, estimate, machine, changes)]
+        lacking = _resource_problems(part, estimate, machine, changes)
+        short = any(problem.severity == "error" for problem in lacking)
+        problems = [*problems, *lacking]
         advice = judge.advise(part, config, estimate, dataset, machine)
-        found.append(_Considered(part, estimate, tuple(problems), changes, advice))
+        found.append(_Considered(part, estimate, tuple(problems), changes, advice, short))
     found.sort(key=lambda one: (one.blocked, *one.advice.order, getattr(one.part, "rank", 100), one.estimate.seconds))
     return [_row(number, one) for number, one in enumerate(found, start=1)]
 
@@ -110,4 +114,5 @@ def _row(rank: int, one: _Considered) -> PlanRow:
         memory_uncertainty=estimate.memory_uncertainty or estimate.uncertainty,
         host_memory_bytes=estimate.host_memory_bytes,
         parts=estimate.parts,
+        blocked_by="" if not one.blocked else ("machine" if one.short else "settings"),
     )

@@ -338,6 +338,8 @@ class PlanRow(Frozen):
     memory_uncertainty: float = 2.0
     host_memory_bytes: int = 0
     parts: dict[str, float] = Field(default_factory=dict)
+    blocked_by: Literal["", "machine", "settings"] = ""
+    """Why `fits` is False: there is too little memory or disk, or something is missing that no machine could give."""
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -399,8 +401,8 @@ class FitResult(Frozen):
     best_step: int
     seconds: float
     stopped_early: bool = False
-    stopped: Literal["", "patience", "diverged"] = ""
-    """Why it ended before its last step, if it did."""
+    stopped: Literal["", "patience", "diverged", "asked"] = ""
+    """Why it ended before its last step, if it did; `asked`: the user ended it and kept the best weights so far."""
     learning_rate: float = 0.0
     """The highest rate used: the setting, or what the search found."""
     specificity: float | None = None
@@ -699,6 +701,8 @@ class RunView(Frozen):
     directory: str = ""
     config: dict[str, Any] = Field(default_factory=dict)
     result: dict[str, Any] = Field(default_factory=dict)
+    ending: bool = False
+    """It was asked to end now and to keep the best weights so far."""
 
 
 class PersonaSummary(Frozen):

@@ -70,6 +70,10 @@ class WorkerReporter:
         """Say something to people."""
         self.emit(Log(message=message, level=level))
 
+    def enough(self) -> bool:
+        """Whether the user asked to end now and to keep the best weights so far."""
+        return (self.folder / "keep").exists()
+
     def check_cancelled(self) -> None:
         """Raise Cancelled if the user asked to stop."""
         if (self.folder / "cancel").exists():

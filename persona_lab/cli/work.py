@@ -134,12 +134,24 @@ def runs_show(run_id: str, home: HomeOption = None, as_json: JsonOption = False)
 
 
 @runs_app.command("stop")
-def runs_stop(run_id: str, home: HomeOption = None, as_json: JsonOption = False) -> None:
+def runs_stop(
+    run_id: str,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="End a training now and keep its best weights: it finishes as done.")
+    ] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Stop a run, whichever process started it; its checkpoints stay."""
     from persona_lab.jobs import ACTIVE, stop_worker
 
     with opened(home, readonly=True) as engine:
         run = engine.run(run_id)
+        if keep:
+            engine.stop_and_keep(run_id)
+            document = {"run": run_id, "status": run.status, "ending": True}
+            show(document, as_json, lambda: print(f"{run_id} ends after the step in progress; its best weights stay."))
+            return
         if run.status not in ACTIVE:
             raise BadInput(f"Run {run_id!r} is not in progress: it is {run.status}.")
         stop_worker(engine.home.run(run_id))
@@ -153,6 +165,22 @@ def runs_resume(run_id: str, home: HomeOption = None, as_json: JsonOption = Fals
     with opened(home) as engine:
         engine.resume(run_id)
         _finish_training(follow(engine, run_id), as_json)
+
+
+@runs_app.command("compare")
+def runs_compare(a: str, b: str, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Two runs side by side: only what was set differently, and what came of it."""
+    from persona_lab.cli.terminal import print_table
+
+    with opened(home, readonly=True) as engine:
+        found = engine.compare_runs(a, b)
+
+    def tell() -> None:
+        rows = [(row["setting"], row["a"], row["b"]) for row in found["differences"]]
+        print_table(("setting", a, b), rows, "The two were started alike.")
+        print_table(("outcome", a, b), [(row["measure"], row["a"], row["b"]) for row in found["outcomes"]], "")
+
+    show(found, as_json, tell)
 
 
 # --- evaluating, talking, taking away -------------------------------------------------------------

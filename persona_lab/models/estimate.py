@@ -35,6 +35,8 @@ SAVING_SECONDS = 0.5
 FETCH_SECONDS = 30.0
 SAMPLE_TOKENS = 24
 """Of a sample reply, as in `training.context`."""
+MOST_SAMPLINGS, SAMPLE_SHARE = 4, 0.03
+"""How often a fit writes sample replies at most, and the share of its time above which only those before and after."""
 QUANTIZED_SLOWER = 1.25
 """4-bit weights are unpacked for each product."""
 CHEAP_CHECKPOINT, CHECKPOINT_SHARE = 2.0, 0.1
@@ -224,19 +226,24 @@ def _seconds(
         else BatchShape(samples, work.validation[0].prefix + 30, 0, 0)
     )
     bigger = max(shape.parameters / rates.parameters, shape.layers / rates.layers)
+    sampling = SAMPLE_TOKENS * rates.token_seconds * bigger + forward * forward_operations(prompt, shape)
     written = kind.trainable * (12 + number_bytes(machine)) * rates.written_byte_seconds
     return {
         "load": PREPARING_SECONDS + step.load_seconds + (shape.parameters - rates.parameters) * 2e-9,
         "check": _check_seconds(work, shape, forward),
         "train": training * passes,
         "validate": one * (checks + validations),
-        "samples": checks * (SAMPLE_TOKENS * rates.token_seconds * bigger + forward * forward_operations(prompt, shape))
-        if samples
-        else 0.0,
+        "samples": _samplings(checks, sampling, training * passes) * sampling if samples else 0.0,
         "checkpoints": written * _checkpoints(work.evaluations, written, training * passes)
         + kind.trainable * number_bytes(machine) * rates.written_byte_seconds,
         "save": SAVING_SECONDS + _artifact_bytes(shape, kind) * 2 * rates.written_byte_seconds,
     }
+
+
+def _samplings(checks: int, seconds: float, training: float) -> int:
+    """How often sample replies are written, as `training.sample_budget` decides it."""
+    affordable = int(SAMPLE_SHARE * training / max(seconds, 1e-9))
+    return min(checks, max(2, min(affordable, MOST_SAMPLINGS)))
 
 
 def _launched(kind: Kind) -> float:

@@ -33,6 +33,7 @@ from persona_lab.training.locate import sensitivity
 from persona_lab.training.lora import relative_update, resume_adapter
 from persona_lab.training.memory import free_memory, memory_errors
 from persona_lab.training.paths import LossPath, choose_path, prepared
+from persona_lab.training.sample_budget import SampleBudget
 from persona_lab.training.validation import Foils, validation_loss
 from persona_lab.types import (
     Artifact,
@@ -96,6 +97,10 @@ class Context:
     def log(self, message: str, level: str = "info") -> None:
         self.reporter.log(message, level)
 
+    def enough(self) -> bool:
+        asked = getattr(self.reporter, "enough", None)
+        return bool(asked()) if asked is not None else False
+
     def _emit(self, event: Event) -> None:
         emit = getattr(self.reporter, "emit", None)
         if emit is not None:
@@ -144,11 +149,15 @@ class Context:
     ) -> FitResult:
         started = time.perf_counter()
         rows = self.dataset.of("train") if conversations is None else conversations
-        material = self._material(settings, stage, rendered or self._both(rows, settings))
+        budget = SampleBudget()
+        material = self._material(settings, stage, rendered or self._both(rows, settings), budget)
         with memory_errors(LESS_MEMORY):
             fit = Fit(model, settings, stage, material)
             self.phase("Training" if stage == "train" else f"Training: {stage}", fit.total)
             result = fit.run()
+            kept = result.best_step if material.validation else result.steps
+            if budget.trained and kept:
+                self._write_samples(model, kept, stage, settings.samples, kept=True)
         self._paths[model] = fit.path
         self.seconds["train"] += time.perf_counter() - started
         return result
@@ -159,8 +168,16 @@ class Context:
         return self._rendered(rows, settings.max_tokens), self._rendered(validation, settings.max_tokens)
 
     def _material(
-        self, settings: FitSettings, stage: str, rendered: tuple[Sequence[Rendered], Sequence[Rendered]]
+        self,
+        settings: FitSettings,
+        stage: str,
+        rendered: tuple[Sequence[Rendered], Sequence[Rendered]],
+        budget: SampleBudget,
     ) -> Material:
+        def report(step: int, total: int, **values: Any) -> None:
+            budget.total, budget.trained = total, True
+            self.step(step, total, **values)
+
         def validated(step: int, loss: float, best: bool) -> None:
             self._emit(Validation(step=step, loss=loss, stage=stage, best=best))
 
@@ -168,7 +185,8 @@ class Context:
             self._emit(Checkpoint(step=step, path=str(folder), stage=stage))
 
         def sampled(step: int, model: Any) -> None:
-            self._write_samples(model, step, stage, settings.samples)
+            if settings.samples and budget.due(step):
+                budget.record(lambda: self._write_samples(model, step, stage, settings.samples))
 
         return Material(
             train=rendered[0],
@@ -178,13 +196,14 @@ class Context:
             bf16=self.machine.bf16,
             seed=self.seed,
             folder=self.run_dir / "checkpoints",
-            report=self.step,
+            report=report,
             say=self.log,
             validated=validated,
             sampled=sampled,
             saved=saved,
             foils=self._foils(settings) if settings.keep == "specificity" else Foils(),
             free_bytes=free_memory(self.machine),
+            enough=self.enough,
         )
 
     def _foils(self, settings: FitSettings) -> Foils:
@@ -262,15 +281,19 @@ class Context:
         model.eval()
         return [reply.text for reply in generate(model, self.renderer, prompts, sampling)]
 
-    def _write_samples(self, model: Any, step: int, stage: str, count: int) -> None:
+    def _write_samples(self, model: Any, step: int, stage: str, count: int, kept: bool = False) -> None:
         openings = [c.messages[0].content for c in self.dataset.of("validation") if c.messages[0].role == "user"]
         if not openings[:count]:
             return
         prompts = [self._messages([Message(role="user", content=text)]) for text in openings[:count]]
-        with randomness.untouched():
-            replies = self.generate(model, prompts, Sampling(seed=self.seed, max_new_tokens=SAMPLE_TOKENS))
+        try:
+            with randomness.untouched():
+                replies = self.generate(model, prompts, Sampling(seed=self.seed, max_new_tokens=SAMPLE_TOKENS))
+        except BadInput as error:  # the prompt is too long for this base: no reason to end a training
+            self.log(f"Sample replies are left out: {error.message}", "warning")
+            return
         for prompt, reply in zip(openings, replies, strict=False):
-            self._emit(Sample(step=step, prompt=prompt, reply=reply, stage=stage))
+            self._emit(Sample(step=step, prompt=prompt, reply=reply, stage=stage, kept=kept))
 
     # --- data ----------------------------------------------------------------------------------------
 

@@ -43,7 +43,8 @@ class Material:
     """What a fit works on and where it reports.
 
     `report`: step(step, total, **values), `say`: log(message, level), `validated`: (step, loss, best),
-    `sampled`: (step, model), `saved`: (step, folder); `free_bytes`: memory that activations may take.
+    `sampled`: (step, model), `saved`: (step, folder); `free_bytes`: memory that activations may take; `enough`: asked
+    after every step whether to end here and keep the best weights so far.
     """
 
     train: Sequence[Rendered]
@@ -60,6 +61,7 @@ class Material:
     saved: Callable[[int, Path], None]
     foils: Foils = field(default_factory=Foils)
     free_bytes: int = 1 << 62
+    enough: Callable[[], bool] = lambda: False
 
 
 @dataclass
@@ -190,12 +192,23 @@ class Fit:
             progress.seconds += time.perf_counter() - started
             if ran_away(progress.losses):
                 return self._went_astray(f"The training loss ran away by step {progress.step}.")
-            if progress.step % interval == 0 or progress.step == self.total:
+            measured = progress.step % interval == 0 or progress.step == self.total
+            if measured:
                 self._evaluate()
+            if progress.step < self.total and self.material.enough():
+                return self._ended_on_request(measured)
             if progress.without_best >= self.settings.patience and self.settings.keep != "last":
                 self.material.say(f"Stopped after step {progress.step}: no better weights for a while.")
                 return "patience" if progress.step < self.total else ""
         return ""
+
+    def _ended_on_request(self, measured: bool) -> str:
+        """The weights of this step may be the best; nothing will be resumed, so no checkpoint is written."""
+        if not measured:
+            self._measure()
+        best = self.progress.best_step if self.material.validation else self.progress.step
+        self.material.say(f"Ended on request after step {self.progress.step}; the weights of step {best} are kept.")
+        return "asked"
 
     def _went_astray(self, what: str) -> str:
         """Keep what was good before it, if anything was.
@@ -301,6 +314,11 @@ class Fit:
 
     def _evaluate(self) -> None:
         """Measure on validation, remember the best weights, write samples and a checkpoint."""
+        self._measure()
+        if self.progress.step < self.total:
+            self._checkpoint()
+
+    def _measure(self) -> None:
         started, progress, material = time.perf_counter(), self.progress, self.material
         if material.validation:
             measured = self._validator().measure()
@@ -314,8 +332,6 @@ class Fit:
             material.validated(progress.step, measured.loss, better)
             material.sampled(progress.step, self.model)
         progress.seconds += time.perf_counter() - started
-        if progress.step < self.total:
-            self._checkpoint()
 
     def _checkpoint(self) -> None:
         started = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import html
+import json
 import shutil
 import signal
 import sys
@@ -24,6 +25,7 @@ from persona_lab.ui import (
     chat_tab,
     data_tab,
     evaluate_tab,
+    home_tab,
     personas_tab,
     plugins_tab,
     train_tab,
@@ -36,6 +38,16 @@ from persona_lab.ui.run_panel import IDLE_SECONDS
 from persona_lab.ui.server import LOOPBACK, OriginGuard, credentials, free_port, refuse_vibe_mode
 from persona_lab.ui.theme import HEAD, build_theme, style_sheet
 
+# In the order of the page.
+TABS = (
+    home_tab,
+    personas_tab,
+    data_tab,
+    train_tab,
+    evaluate_tab,
+    chat_tab,
+    plugins_tab,
+)
 UPLOAD_LIMIT = "256mb"
 QUEUE_LIMIT = 64
 CACHE_SECONDS = 24 * 3600
@@ -51,12 +63,18 @@ def build_page(engine: Engine) -> tuple[gr.Blocks, Page]:
             )
         remembered = gr.BrowserState(None, storage_key="persona-lab.persona", secret="persona-lab")
         browser = gr.BrowserState(None, storage_key="persona-lab.browser", secret="persona-lab")
+        where = gr.BrowserState("", storage_key="persona-lab.tab", secret="persona-lab")
+        wanted_run = gr.State("")
         timer = gr.Timer(IDLE_SECONDS)
         with gr.Tabs(elem_id="tabs") as tabs:
-            page = Page(engine, demo, persona, tabs, timer, Follower(engine.events), browser)
-            for module in (personas_tab, data_tab, train_tab, evaluate_tab, chat_tab, plugins_tab):
+            page = Page(engine, demo, persona, tabs, timer, Follower(engine.events), browser, wanted_run)
+            for module in TABS:
                 module.build(page)
             _plugin_tabs(engine)
+        for tab in tabs.children:
+            if isinstance(tab, gr.Tab):  # a reload comes back to the tab that was open
+                tab.select(None, None, where, js=f"() => {json.dumps(tab.id)}", api_visibility="private")
+        demo.load(lambda open_tab: gr.Tabs(selected=open_tab) if open_tab else gr.skip(), where, tabs, **QUIET)
         demo.load(lambda known: choose(engine, known), remembered, persona, **QUIET)
         demo.load(lambda known: known or {"id": new_id(), "chats": {}}, browser, browser, **QUIET)
         persona.change(lambda chosen: chosen if chosen else gr.skip(), persona, remembered, **QUIET)

@@ -51,13 +51,14 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     return low - air, high + air
 
 
-class _Frame:
-    """Maps steps and losses to pixels."""
+class Frame:
+    """Maps steps and losses to pixels; `smoothed`: the training points are averages already."""
 
-    def __init__(self, train: Points, validation: Points) -> None:
+    def __init__(self, train: Points, validation: Points, smoothed: bool = False) -> None:
         both = [*train, *validation]
         self.x_high = max([x for x, _ in both] + [1.0])
-        self.low, self.high = _range([y for _, y in validation] + [y for _, y in smooth(train)])
+        shown = train if smoothed else smooth(train)
+        self.low, self.high = _range([y for _, y in validation] + [y for _, y in shown])
 
     def x(self, step: float) -> float:
         return LEFT + step / self.x_high * (WIDTH - LEFT - RIGHT)
@@ -70,9 +71,9 @@ class _Frame:
         path = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in points)
         return f'<polyline class="{css}" points="{path}"/>'
 
-    def dots(self, points: Points) -> str:
+    def dots(self, points: Points, css: str = "pl-dot") -> str:
         return "".join(
-            f'<circle class="pl-dot" cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="4">'
+            f'<circle class="{css}" cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="4">'
             f"<title>step {x:.0f}: validation loss {y:.3f}</title></circle>"
             for x, y in points
         )
@@ -107,7 +108,7 @@ def loss_chart(train: Points, validation: Points, borders: Sequence[tuple[float,
     """
     if not train and not validation:
         return empty("No loss yet", "The curve appears with the first training step.")
-    frame = _Frame(train, validation)
+    frame = Frame(train, validation)
     label = f"Loss curve: {len(train)} training and {len(validation)} validation points"
     if validation:
         label += f"; validation went from {validation[0][1]:.3f} to {validation[-1][1]:.3f}"

@@ -26,6 +26,7 @@ def build(page: Page) -> None:
         imported = _Import(page)
         browser = _Browser(page)
         page.refresh(tab, browser.open, browser.opened, also=[imported.done.change])
+        browser.go.click(lambda: gr.Tabs(selected="train"), None, page.tabs, **QUIET)
 
 
 class _Import:
@@ -90,6 +91,7 @@ class _Browser:
             gr.Markdown("#### As the model sees it")
             self.mask = gr.HTML(elem_id="mask")
             self.fetch = gr.Button("Fetch the starter model (about 90 MB)", visible=False)
+            self.go = gr.Button("Train on these →", variant="primary")
         self.nothing = gr.HTML()
         drawn = [self.summary, self.table, self.where, self.mask, self.fetch, self.at]
         self.opened = [self.body, self.nothing, self.version]

@@ -11,6 +11,7 @@ from persona_lab.events import AnyEvent, Failed, Log, Phase, Sample, Step, Valid
 
 KEPT_RUNS = 16
 KEPT_LINES = 400
+MEASURED = ("learning_rate", "tokens_per_second", "memory_bytes")
 
 
 @dataclass
@@ -21,6 +22,8 @@ class RunPicture:
     validation: dict[tuple[str, int], float] = field(default_factory=dict)
     stages: list[str] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    measures: dict[str, dict[tuple[str, int], float]] = field(default_factory=dict)
+    """Learning rate, tokens a second and memory (bytes) of each step, by name."""
     lines: list[tuple[str, str]] = field(default_factory=list)
     """(level, text) of the log, oldest first."""
     last: Step | None = None
@@ -40,6 +43,10 @@ class RunPicture:
             if event.loss is not None:
                 self._stage(event.stage)
                 self.train[event.stage, event.step] = event.loss
+                for name in MEASURED:
+                    value = getattr(event, name)
+                    if value is not None:
+                        self.measures.setdefault(name, {})[event.stage, event.step] = float(value)
         elif isinstance(event, Validation):
             self._stage(event.stage)
             self.validation[event.stage, event.step] = event.loss
@@ -60,6 +67,21 @@ class RunPicture:
     def _say(self, level: str, text: str) -> None:
         self.lines.append((level, text))
         del self.lines[:-KEPT_LINES]
+
+    def measure(self, name: str) -> list[tuple[float, float]]:
+        """(number of the step over all stages, value) of one of MEASURED."""
+        values = self.measures.get(name, {})
+        order = sorted(values, key=lambda key: (self.stages.index(key[0]), key[1]))
+        return [(float(number), values[key]) for number, key in enumerate(order)]
+
+    def pairs(self) -> list[tuple[str, str, str]]:
+        """(prompt, reply before training, newest reply): of the kept weights, once the training is over."""
+        begun = next((sample.stage for sample in self.samples if sample.step == 0), None)
+        before = {s.prompt: s.reply for s in self.samples if s.step == 0 and s.stage == begun}
+        later = [s for s in self.samples if s.step]
+        shown = [s for s in later if s.kept] or later
+        after = {s.prompt: s.reply for s in shown if (s.stage, s.step) == (shown[-1].stage, shown[-1].step)}
+        return [(prompt, before[prompt], reply) for prompt, reply in after.items() if prompt in before]
 
     def curves(self) -> tuple[list[tuple[float, float]], list[tuple[float, float]], list[tuple[float, str]]]:
         """(step, loss) of training and validation, stages laid end to end, and where each later stage begins."""

@@ -39,6 +39,8 @@ class Field:
     high: float | None = None
     open_low: bool = False
     optional: bool = False
+    pick: str = ""
+    """What the value is chosen from, where that is not fixed: `variant`."""
 
     @property
     def bounds(self) -> str:
@@ -59,7 +61,14 @@ class Field:
 def fields_of(config: type[BaseModel]) -> list[Field]:
     """The fields of a Config, those for a first look in front."""
     found = [_field(name, info) for name, info in config.model_fields.items()]
-    return sorted(found, key=lambda field: FIRST.index(field.name) if field.name in FIRST else len(FIRST))
+    return sorted(found, key=_place)
+
+
+def _place(field: Field) -> int:
+    """What has to be chosen comes first, then what is worth a look, then the rest in the schema's order."""
+    if field.pick:
+        return -1
+    return FIRST.index(field.name) if field.name in FIRST else len(FIRST)
 
 
 def _field(name: str, info: FieldInfo) -> Field:
@@ -77,7 +86,14 @@ def _field(name: str, info: FieldInfo) -> Field:
         high=high,
         open_low=open_low,
         optional=optional,
+        pick=_pick(info),
     )
+
+
+def _pick(info: FieldInfo) -> str:
+    """A schema says `json_schema_extra={"pick": "variant"}` where the page can offer what there is."""
+    extra = info.json_schema_extra
+    return str(extra.get("pick", "")) if isinstance(extra, dict) else ""
 
 
 def _kind(annotation: Any) -> tuple[str, tuple[Any, ...], bool]:
@@ -113,6 +129,8 @@ def _bounds(info: FieldInfo) -> tuple[float | None, float | None, bool]:
 def component(field: Field) -> gr.components.Component:
     """The gradio component that edits a field; must be called inside a layout."""
     common: dict[str, Any] = {"label": field.label, "info": field.info, "elem_classes": ["pl-field"]}
+    if field.pick:
+        return gr.Dropdown(choices=[("None", "")], value="", **common)
     if field.kind == "bool":
         return gr.Checkbox(value=bool(field.default), **common)
     if field.kind == "choice":

@@ -30,6 +30,8 @@ class Page:
     follower: Follower
     browser: gr.BrowserState
     """{"id": who this browser is, "chats": the last conversation by persona}; outside of the tabs, which mount late."""
+    wanted_run: Any = None
+    """A gr.State: the id of the run that the Train tab is asked to show, by another tab."""
     downloads: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="persona-lab-")))
 
     def refresh(self, tab: gr.Tab, fill: Callable[..., Any], outputs: Sequence[Any], also: Sequence[Any] = ()) -> None:

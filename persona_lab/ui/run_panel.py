@@ -1,4 +1,4 @@
-"""A run on the page, live: state, curve, samples, log, stop and resume, and the history of runs.
+"""A run on the page, live: state, curve, samples, log; stop, stop and keep, resume; and a history of runs.
 
 It re-attaches by itself: what it shows comes from the run's own event log, read from the start by every new session.
 """
@@ -30,11 +30,19 @@ class RunPanel:
         kinds: kinds of runs, as RunView.kind.
         name: prefix of the element ids.
         draw: what to show of a run besides its state (a curve, a table), as HTML.
-        replies: whether these runs write sample replies.
+        replies: whether these runs are trainings: they write sample replies, can be ended with their best weights
+            kept, and lead on to a chat.
+        history: whether to list earlier runs below; a `HistoryPanel` does it otherwise.
     """
 
     def __init__(
-        self, page: Page, kinds: Sequence[str], name: str, draw: Callable[[RunView, RunPicture], str], replies: bool
+        self,
+        page: Page,
+        kinds: Sequence[str],
+        name: str,
+        draw: Callable[[RunView, RunPicture], str],
+        replies: bool,
+        history: bool = True,
     ) -> None:
         self.page = page
         self.kinds = tuple(kinds)
@@ -43,19 +51,23 @@ class RunPanel:
         self.seen = gr.State("")
         self.status = gr.HTML(elem_id=f"{name}-status")
         with gr.Row(elem_classes=["pl-runbuttons"]):
+            self.keep = gr.Button("Stop and keep", size="sm", visible=False, elem_id=f"{name}-keep")
             self.stop = gr.Button("Stop", variant="stop", size="sm", visible=False, elem_id=f"{name}-stop")
             self.resume = gr.Button("Resume", size="sm", visible=False, elem_id=f"{name}-resume")
+            self.talk = gr.Button("Chat with it →", variant="primary", size="sm", visible=False, elem_id=f"{name}-talk")
+            self.score = gr.Button("Evaluate it →", size="sm", visible=False, elem_id=f"{name}-score")
         self.drawn = gr.HTML(elem_id=f"{name}-drawn")
-        with gr.Accordion("Sample replies", open=True, visible=replies):
+        self.trains = replies
+        with gr.Accordion("Sample replies over time", open=True, visible=replies):
             self.samples = gr.HTML()
         with gr.Accordion("Log", open=False):
             self.log = gr.Textbox(label="Log", lines=8, max_lines=16, interactive=False, autoscroll=True)
-        with gr.Accordion("Runs", open=replies):
+        with gr.Accordion("Runs", open=replies, visible=history):
             self.history = gr.HTML(elem_id=f"{name}-runs", js_on_load=PICK_SCRIPT)
         self.shown = [self.run, self.seen]
         self._live = [
-            self.run, self.seen, self.status, self.stop, self.resume, self.drawn, self.samples, self.log, self.history,
-            page.timer,
+            self.run, self.seen, self.status, self.keep, self.stop, self.resume, self.talk, self.score, self.drawn,
+            self.samples, self.log, self.history, page.timer,
         ]  # fmt: skip
 
     def attach(self, tab: gr.Tab) -> None:
@@ -66,6 +78,9 @@ class RunPanel:
         fresh = guarded(len(self._live))(lambda run: self.poll(run, ""))
         gr.on([self.page.demo.load, tab.select, self.run.change], fresh, self.run, self._live, **QUIET)
         self.stop.click(self._stop, self.run, self.seen, **QUIET).then(poll, watched, self._live, **QUIET)
+        self.keep.click(self._keep, self.run, self.seen, **QUIET).then(poll, watched, self._live, **QUIET)
+        self.talk.click(lambda: gr.Tabs(selected="chat"), None, self.page.tabs, **QUIET)
+        self.score.click(lambda: gr.Tabs(selected="evaluate"), None, self.page.tabs, **QUIET)
         self.resume.click(self._resume, self.run, self.seen, **QUIET).then(poll, watched, self._live, **QUIET)
         self.history.select(self._pick, None, [self.run, self.seen], **QUIET)
 
@@ -77,12 +92,12 @@ class RunPanel:
             return self._still() if seen == "none" else self._nothing()
         run = engine.run(run_id)
         picture = self.page.follower.picture(run_id)
-        now = f"{run_id}/{run.status}/{picture.count}/{run.variant}/{run.phase}"
+        now = f"{run_id}/{run.status}/{picture.count}/{run.variant}/{run.phase}/{run.ending}"
         if now == seen:
             return self._still()
         active = run.status in ACTIVE
         return [
-            run_id, now, status_line(run, picture), *self._buttons(active, run.resumable and not active),
+            run_id, now, status_line(run, picture), *self._buttons(run, picture),
             self.draw(run, picture), samples(picture.samples), log_text(picture),
             self._history(run_id, seen, run.status), gr.Timer(BUSY_SECONDS if active else IDLE_SECONDS),
         ]  # fmt: skip
@@ -90,7 +105,8 @@ class RunPanel:
     def _nothing(self) -> list[Any]:
         hint = "Progress and results appear here, and are still here after a reload."
         nothing = empty("Nothing is running", hint)
-        return ["", "none", nothing, *self._buttons(False, False), "", "", "", history([], ""), gr.skip()]
+        hidden = [gr.update(visible=False) for _ in range(5)]
+        return ["", "none", nothing, *hidden, "", "", "", history([], ""), gr.skip()]
 
     def _history(self, run_id: str, seen: str, status: str) -> Any:
         """Reading every run costs, so only when the shown one changes state."""
@@ -101,9 +117,20 @@ class RunPanel:
     def _still(self) -> list[Any]:
         return [gr.skip() for _ in self._live]
 
-    @staticmethod
-    def _buttons(stop: bool, resume: bool) -> tuple[Any, Any]:
-        return gr.update(visible=stop), gr.update(visible=resume)
+    def _buttons(self, run: RunView, picture: RunPicture) -> list[Any]:
+        """Updates for stop and keep, stop, resume, chat and evaluate."""
+        active, made = run.status in ACTIVE, self.trains and bool(run.variant)
+        fitting = self.trains and run.status == "running" and bool(picture.train) and not run.ending
+        shown = [fitting, active, run.resumable and not active, made, made]
+        stop = "Remove from the queue" if run.status == "queued" else "Stop"
+        updates = [gr.update(visible=one) for one in shown]
+        return [updates[0], gr.update(visible=active, value=stop), *updates[2:]]
+
+    @guarded(1)
+    def _keep(self, run_id: str) -> Any:
+        self.page.engine.stop_and_keep(run_id)
+        gr.Info("Ending after this step; the best weights so far become the variant.")
+        return ""
 
     @guarded(1)
     def _stop(self, run_id: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from persona_lab.events import Sample
@@ -31,6 +31,8 @@ def status_line(run: RunView, picture: RunPicture) -> str:
     if run.status == "done":
         share = 1.0
     parts = [run.phase if run.status == "running" else ""]
+    if run.ending:
+        parts[0] = "Ending; the best weights so far are kept"
     if run.total:
         parts.append(f"step {run.step:,} of {run.total:,}")
     if run.status == "running" and run.eta_seconds is not None:
@@ -50,11 +52,11 @@ def status_line(run: RunView, picture: RunPicture) -> str:
         f'<div class="{bar_class}" role="progressbar" aria-label="Progress" aria-valuemin="0" aria-valuemax="100" '
         f'aria-valuenow="{share * 100:.0f}"><i style="width:{share * 100:.1f}%"></i></div>'
         f'<p class="pl-soft">{esc(" · ".join(part for part in parts if part)) or "&nbsp;"}</p>'
-        f"{_outcome(run)}</div>"
+        f"{_outcome(run, picture)}</div>"
     )
 
 
-def _outcome(run: RunView) -> str:
+def _outcome(run: RunView, picture: RunPicture) -> str:
     if run.status in ("failed", "interrupted", "cancelled"):
         tone = "bad" if run.status == "failed" else "warn"
         title = title_of(run.cause or run.status)
@@ -63,12 +65,12 @@ def _outcome(run: RunView) -> str:
     if run.status == "queued":
         return '<p class="pl-soft">Waiting for the run before it; it starts by itself.</p>'
     if run.status == "done" and run.kind == "train":
-        return result_box(run.result)
+        return result_box(run.result, picture)
     return ""
 
 
-def result_box(result: dict[str, Any]) -> str:
-    """What a finished training did: did it change anything, and what did it cost."""
+def result_box(result: dict[str, Any], picture: RunPicture) -> str:
+    """What a finished training did: did it change anything (in numbers and in words), and what did it cost."""
     loss = result.get("loss") or {}
     seconds = result.get("seconds") or {}
     tiles = []
@@ -85,8 +87,21 @@ def result_box(result: dict[str, Any]) -> str:
         tiles.append((size(result["artifact_bytes"]), "on disk"))
     drawn = "".join(f'<div class="pl-tile"><b>{esc(value)}</b><span>{esc(name)}</span></div>' for value, name in tiles)
     changed = result.get("changed") or ""
-    said = problem_box("Did it change anything?", changed, tone="good") if changed else ""
-    return f'{said}<div class="pl-tiles">{drawn}</div>'
+    tone = "warn" if changed.startswith(("No measurable", "There are no")) else "good"
+    said = problem_box("Did it change anything?", changed, tone=tone) if changed else ""
+    return f'{said}<div class="pl-tiles">{drawn}</div>{_heard(picture)}'
+
+
+def _heard(picture: RunPicture) -> str:
+    """One reply of the untrained model beside one of the kept weights; the same prompt and seed."""
+    if not picture.pairs():
+        return ""
+    prompt, before, after = picture.pairs()[0]
+    return (
+        f'<div class="pl-heard"><p class="pl-soft">To the same words: {esc(prompt)}</p><div class="pl-pair">'
+        f"<section><h4>Before</h4><blockquote>{esc(before)}</blockquote></section>"
+        f"<section><h4>After</h4><blockquote>{esc(after)}</blockquote></section></div></div>"
+    )
 
 
 def samples(found: Sequence[Sample]) -> str:
@@ -101,7 +116,8 @@ def samples(found: Sequence[Sample]) -> str:
             for sample in found
             if (sample.stage, sample.step) == (stage, step)
         )
-        title = "before training" if step == 0 else f"after step {step}"
+        kept = any(sample.kept for sample in found if (sample.stage, sample.step) == (stage, step))
+        title = "before training" if step == 0 else f"after step {step}{', the weights that are kept' if kept else ''}"
         blocks.append(f'<section class="pl-sample"><h4>{esc(title)}</h4>{said}</section>')
     return f'<div class="pl-samples">{"".join(blocks)}</div>'
 
@@ -153,42 +169,72 @@ def newest_shown(runs: Sequence[RunView], kinds: Sequence[str]) -> str:
     return (active or mine)[0].id if mine else ""
 
 
-def strategy_choices(rows: Sequence[PlanRow], summaries: dict[str, str]) -> list[tuple[str, str]]:
-    """(text of the card, strategy id): title, why, and what it costs here. The style sheet sets line one bold."""
+def strategy_choices(
+    rows: Sequence[PlanRow], summaries: Mapping[str, str], needs: Mapping[str, str] | None = None, asked: bool = True
+) -> list[tuple[str, str]]:
+    """(text of the card, strategy id): title, why, and what it costs here. The style sheet sets line one bold.
+
+    Args:
+        needs: by strategy id, what it needs before it can start, in words (`a variant`).
+        asked: False while the costs are still being worked out.
+    """
     choices = []
     for row in rows:
-        badge = " ★ recommended" if row.rank == 1 and row.fits else ("" if row.fits else " — does not fit")
         why = summaries.get(row.strategy) or row.reason
-        choices.append((f"{row.title}{badge}\n{why if row.fits else row.reason}\n{cost(row)}", row.strategy))
+        costs = cost(row) if asked else "working out what it costs here …"
+        text = f"{row.title}{_badge(row, needs or {})}\n{why if row.fits else row.reason}\n{costs}"
+        choices.append((text, row.strategy))
     return choices
+
+
+def _badge(row: PlanRow, needs: Mapping[str, str]) -> str:
+    if row.fits:
+        return " ★ recommended" if row.rank == 1 else ""
+    if row.blocked_by == "settings":
+        return f" — needs {needs[row.strategy]}" if row.strategy in needs else " — not ready yet"
+    return " — does not fit" if row.blocked_by == "machine" else " — cannot be asked"
 
 
 def cost(row: PlanRow) -> str:
     """A plan's numbers in one line; empty where there are none."""
     if not (row.seconds or row.peak_memory_bytes):
         return ""
-    parts = [f"about {duration(row.seconds)}", f"{size(row.peak_memory_bytes)} memory", f"{size(row.disk_bytes)} disk"]
+    parts = [f"{_span(row)}", f"{size(row.peak_memory_bytes)} memory", f"{size(row.disk_bytes)} disk"]
     if row.trainable_parameters:
         parts.append(f"{number(row.trainable_parameters)} numbers trained")
     return " · ".join(parts)
 
 
+def _span(row: PlanRow) -> str:
+    """The time with its error bar, in few words."""
+    low, high = duration(row.seconds / row.uncertainty), duration(row.seconds * row.uncertainty)
+    return f"about {duration(row.seconds)}" if low == high else f"about {duration(row.seconds)} ({low} to {high})"
+
+
 def plan_box(row: PlanRow) -> str:
     """What the chosen strategy with these settings will cost here, before the button is pressed."""
     low, high = row.seconds / row.uncertainty, row.seconds * row.uncertainty
+    least, most = row.peak_memory_bytes / row.memory_uncertainty, row.peak_memory_bytes * row.memory_uncertainty
     tiles = "".join(
         f'<div class="pl-tile"><b>{esc(value)}</b><span>{esc(name)}</span></div>'
         for value, name in (
             (duration(row.seconds), f"time ({duration(low)} to {duration(high)})"),
-            (size(row.peak_memory_bytes), "memory"),
+            (size(row.peak_memory_bytes), f"memory ({size(least)} to {size(most)})"),
             (size(row.disk_bytes), "disk"),
             (number(row.trainable_parameters), "numbers trained"),
         )
     )
-    kinds = {"error": ("Does not fit", "bad"), "warning": ("Worth knowing", "warn")}
+    refused = "Does not fit" if row.blocked_by == "machine" else "Not ready yet"
+    kinds = {"error": (refused, "bad"), "warning": ("Worth knowing", "warn")}
     boxes = "".join(
         problem_box(kinds[problem.severity][0], problem.message, problem.fix, kinds[problem.severity][1])
         for problem in row.problems
     )
     known = "".join(f'<p class="pl-soft">{esc(line)}</p>' for line in row.evidence)
-    return f'<div class="pl-plan"><h4>On this machine</h4><div class="pl-tiles">{tiles}</div>{boxes}{known}</div>'
+    fits = chip("fits", "good") if row.fits else chip("does not fit", "bad") if row.blocked_by == "machine" else ""
+    if row.fits and any(problem.field == "batch_size" for problem in row.problems):
+        fits = chip("may not fit", "warn")
+    return (
+        f'<div class="pl-plan" data-strategy="{esc(row.strategy)}"><h4>On this machine {fits}</h4>'
+        f'<div class="pl-tiles">{tiles}</div>{boxes}{known}</div>'
+    )

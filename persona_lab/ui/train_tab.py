@@ -1,4 +1,4 @@
-"""The Train tab: choose how, see what it costs here, start, watch, stop, resume."""
+"""The Train tab: choose how, see what it costs here, start, watch, stop, resume, compare."""
 
 from __future__ import annotations
 
@@ -7,25 +7,31 @@ from typing import Any
 
 import gradio as gr
 
-from persona_lab.errors import BadSetting, PersonaLabError, PluginFailed
+from persona_lab.engine import Engine
+from persona_lab.errors import BadSetting, PersonaLabError
 from persona_lab.types import PlanRow, RunView
 from persona_lab.ui.curve import loss_chart
+from persona_lab.ui.example_panel import ExamplePanel
 from persona_lab.ui.follow import RunPicture
 from persona_lab.ui.forms import SIMPLE_FIELDS, Field, component, fields_of, marked, settings_from
-from persona_lab.ui.html import empty
-from persona_lab.ui.notices import error_box
+from persona_lab.ui.history_panel import HistoryPanel
+from persona_lab.ui.html import empty, esc
+from persona_lab.ui.notices import error_box, guarded
 from persona_lab.ui.page import QUIET, Page
+from persona_lab.ui.plans import Plans
 from persona_lab.ui.run_panel import RunPanel
 from persona_lab.ui.runs import ACTIVE, plan_box, strategy_choices
+from persona_lab.ui.small_charts import measures
 
 STARTER = "starter"
-KINDS = ("train", "fetch")
+KINDS = ("train", "fetch", "calibrate")
+START, QUEUE = "Start training", "Add to the queue"
 
 
 def _curve(run: RunView, picture: RunPicture) -> str:
-    """The loss curve; nothing for runs that have none, such as the prompt strategy's."""
+    """The loss curve and what it used; nothing for runs that have none, such as the prompt strategy's."""
     expected = run.kind == "train" and (picture.stages or run.status in ACTIVE)
-    return loss_chart(*picture.curves()) if expected else ""
+    return loss_chart(*picture.curves()) + measures(picture) if expected else ""
 
 
 @dataclass
@@ -40,28 +46,62 @@ class Form:
 def build(page: Page) -> None:
     """Create the tab."""
     with gr.Tab("Train", id="train") as tab:
+        teaser = gr.HTML(elem_id="train-teaser")
         gr.Markdown("### Teach the character\nChoose how; the numbers are estimates for this machine.")
+        setup = _Setup(page)
         with gr.Row(equal_height=False):
-            with gr.Column(scale=2, min_width=340):
-                setup = _Setup(page)
-            with gr.Column(scale=3, min_width=340):
-                panel = RunPanel(page, KINDS, "train", _curve, replies=True)
-        page.refresh(tab, setup.open, setup.opened)
+            with gr.Column(scale=2, min_width=300):
+                setup.details()
+            with gr.Column(scale=3, min_width=300):
+                panel = RunPanel(page, KINDS, "train", _curve, replies=True, history=False)
+                past = HistoryPanel(page, KINDS, panel.run)
+        setup.attach(tab)
         panel.attach(tab)
-        setup.start.click(setup.begin, setup.start_inputs, [*panel.shown, setup.problem, *setup.widgets], **QUIET)
+        past.attach(tab)
+        page.timer.tick(lambda: now_running(page.engine), None, teaser, **QUIET)
+        gr.on([tab.select, page.demo.load], lambda: now_running(page.engine), None, teaser, **QUIET)
+        page.wanted_run.change(
+            lambda run: (run, "") if run else (gr.skip(), gr.skip()), page.wanted_run, panel.shown, **QUIET
+        )
+        begun = setup.start.click(
+            setup.begin, setup.start_inputs, [*panel.shown, setup.problem, setup.start, *setup.widgets], **QUIET
+        )
+        begun.then(lambda: "", None, past.seen, **QUIET)
+        past.seen.change(setup.label, None, setup.start, **QUIET)
+
+
+def now_running(engine: Engine) -> str:
+    """On a phone, what is in progress far below is said above; empty where nothing is."""
+    busy = engine.busy()
+    run = engine.run(busy) if busy else None
+    if run is None or run.kind not in KINDS:
+        return ""
+    far = f"step {run.step:,} of {run.total:,}" if run.total else (run.phase or "starting")
+    return f'<p class="pl-teaser"><a href="#train-status">{esc(run.name)}: {esc(far)} ↓</a></p>'
 
 
 class _Setup:
-    """Everything up to the button."""
+    """Everything up to the button: the cards, then (`details`) costs, the button, and the settings."""
 
     def __init__(self, page: Page) -> None:
-        self.page = page
+        self.page, self.plans = page, Plans(page.engine)
         self.parts = page.engine.plugins.all("strategy")
+        self.summaries = {part.id: part.summary for part in self.parts}
+        self.needs = {part.id: "a variant" for part in self.parts if getattr(part, "goes_on", False)}
+        self.of = gr.State("")
         self.nothing = gr.HTML()
-        with gr.Column(visible=False) as self.body:
+        with gr.Column(visible=False) as self.top:
             self.strategy = gr.Radio([], label="How", elem_id="strategy", elem_classes=["pl-strategies"])
+
+    def details(self) -> None:
+        """What belongs to the chosen card; called where it is to stand."""
+        page = self.page
+        with gr.Column(visible=False) as self.body:
             self.plan = gr.HTML(elem_id="plan")
+            self.problem = gr.HTML()
+            self.start = gr.Button(START, variant="primary", size="lg", elem_id="start")
             self.forms = {part.id: self._form(part) for part in self.parts}
+            self.example = ExamplePanel(page)
             with gr.Accordion("Base model, seed and name", open=False):
                 self.base = gr.Dropdown(
                     [STARTER], value=STARTER, label="Base model", allow_custom_value=True,
@@ -69,17 +109,34 @@ class _Setup:
                 )  # fmt: skip
                 self.seed = gr.Number(0, label="Seed", precision=0, info="The same seed gives the same result again.")
                 self.name = gr.Textbox(label="Name", max_lines=1, info="Leave empty for a name of its own.")
-            self.problem = gr.HTML()
-            self.start = gr.Button("Start training", variant="primary", size="lg", elem_id="start")
         self.widgets = [widget for form in self.forms.values() for widget in form.widgets]
-        self.opened = [self.nothing, self.body, self.strategy, self.base, self.plan]
+        self.variants = [
+            widget for form in self.forms.values() for field, widget in zip(form.fields, form.widgets, strict=True)
+            if field.pick == "variant"
+        ]  # fmt: skip
+        self.opened = [self.nothing, self.top, self.body, self.strategy, self.base, self.of, *self.variants]
         self.inputs = [page.persona, self.strategy, self.base, *self.widgets]
         self.start_inputs = [*self.inputs, self.seed, self.name]
+
+    def attach(self, tab: gr.Tab) -> None:
+        """Fill the tab when it is opened: what is known at once, then what has to be worked out."""
+        page = self.page
+        opened = gr.on(
+            [tab.select, page.persona.change, page.demo.load],
+            guarded(len(self.opened))(self.open), [page.persona, self.of, self.strategy], self.opened, **QUIET,
+        )  # fmt: skip
+        costs = guarded(2)(self.fill)
+        asked, filled = [page.persona, self.strategy, self.base], [self.strategy, self.plan]
+        drawn = [self.plan, *self.widgets]
+        for begun in (opened, self.base.change):
+            priced = (begun.then if begun is opened else begun)(costs, asked, filled, **QUIET)
+            priced.then(self._replan, self.inputs, drawn, **QUIET)
+        self.base.change(lambda base: base or STARTER, self.base, self.example.base, **QUIET)
         groups = [form.group for form in self.forms.values()]
         self.strategy.change(self._switch, self.strategy, groups, **QUIET)
         gr.on(
-            [self.strategy.change, self.base.change, *(widget.change for widget in self.widgets)],
-            self._replan, self.inputs, [self.plan, *self.widgets], trigger_mode="always_last", **QUIET,
+            [self.strategy.change, *(widget.change for widget in self.widgets)],
+            self._replan, self.inputs, drawn, trigger_mode="always_last", **QUIET,
         )  # fmt: skip
 
     def _form(self, part: Any) -> Form:
@@ -90,37 +147,53 @@ class _Setup:
             with gr.Row():
                 widgets += [component(field) for field in fields[:SIMPLE_FIELDS]]
             if len(fields) > SIMPLE_FIELDS:
-                with gr.Accordion("Advanced settings", open=False):
+                with gr.Accordion(f"Advanced settings ({len(fields) - SIMPLE_FIELDS} more)", open=False):
                     widgets += [component(field) for field in fields[SIMPLE_FIELDS:]]
         return Form(group, fields, widgets)
 
-    def open(self, persona: str | None) -> tuple[Any, ...]:
-        """Updates for `opened`: strategies ranked for this machine, or what to do first."""
+    def open(self, persona: str | None, of: str, strategy: str | None) -> list[Any]:
+        """Updates for `opened`: the strategies with what is known of them already, or what to do first."""
+        still = [gr.skip() for _ in self.variants]
         if not persona:
-            hint = "Pick a character in the Personas tab; training starts from there."
-            return empty("Nobody is chosen yet", hint), gr.update(visible=False), gr.skip(), gr.skip(), gr.skip()
-        rows = self._rows(persona)
-        choices = strategy_choices(rows, {part.id: part.summary for part in self.parts})
+            hint = "Pick a character in the Home or Personas tab; training starts from there."
+            box = empty("Nobody is chosen yet", hint)
+            return [box, gr.update(visible=False), gr.update(visible=False), gr.skip(), gr.skip(), "", *still]
+        if not self.page.engine.datasets(persona):
+            hint = "A character learns from conversations in its voice. Add some in the Data tab, then come back."
+            box = empty("It has nothing to learn from yet", hint)
+            return [box, gr.update(visible=False), gr.update(visible=False), gr.skip(), gr.skip(), "", *still]
         bases = list(dict.fromkeys([STARTER, *(model.id for model in self.page.engine.models())]))
-        first = next((row for row in rows if row.fits), rows[0] if rows else None)
-        strategy = gr.update(choices=choices, value=first.strategy if first else None)
-        return "", gr.update(visible=True), strategy, gr.update(choices=bases), plan_box(first) if first else ""
+        cards = gr.skip()
+        if of != persona or not strategy:
+            known = self.plans.known(persona, STARTER)
+            rows = known or self.plans.placeholders()
+            cards = gr.update(choices=self._cards(rows, bool(known)), value=_first(known) if known else None)
+        mine = self.page.engine.variants(persona)
+        trained = [(variant.name, variant.id) for variant in mine if variant.kind in ("adapter", "weights")]
+        picks = [gr.update(choices=[("None", ""), *trained], value=trained[0][1] if trained else "")] * len(still)
+        return [
+            "",
+            gr.update(visible=True),
+            gr.update(visible=True),
+            cards,
+            gr.update(choices=bases),
+            persona,
+            *(picks if of != persona else still),
+        ]
 
-    def _rows(self, persona: str) -> list[PlanRow]:
-        """All strategies, ranked; a plugin that cannot be asked takes only itself out."""
+    def fill(self, persona: str | None, strategy: str | None, base: str) -> tuple[Any, Any]:
+        """Updates for the cards (and, if it fails, the plan): worked out while the page is already usable."""
+        if not persona:
+            return gr.skip(), ""
         try:
-            return self.page.engine.plan(persona)
-        except PluginFailed:
-            return sorted((self._row(persona, part) for part in self.parts), key=lambda row: not row.fits)
+            rows = self.plans.rows(persona, base or STARTER)
+        except PersonaLabError as error:
+            return gr.skip(), error_box(error)
+        chosen = strategy if strategy in self.forms else _first(rows)
+        return gr.update(choices=self._cards(rows, True), value=chosen), gr.skip()
 
-    def _row(self, persona: str, part: Any) -> PlanRow:
-        try:
-            return self.page.engine.plan(persona, part.id)[0]
-        except PluginFailed as error:
-            return PlanRow(
-                strategy=part.id, title=part.title, fits=False, rank=len(self.parts), reason=error.message,
-                trainable_parameters=0, peak_memory_bytes=0, seconds=0, disk_bytes=0, uncertainty=1,
-            )  # fmt: skip
+    def _cards(self, rows: list[PlanRow], asked: bool) -> list[tuple[str, str]]:
+        return strategy_choices(rows, self.summaries, self.needs, asked)
 
     def _switch(self, strategy: str | None) -> list[Any]:
         return [gr.update(visible=strategy == part_id) for part_id in self.forms]
@@ -148,20 +221,39 @@ class _Setup:
         if not persona or not strategy:
             return ["", *(gr.skip() for _ in self.widgets)]
         try:
-            row: PlanRow = self.page.engine.plan(persona, strategy, base, self._read(strategy, values))[0]
+            row = self.plans.row(persona, strategy, base or STARTER, self._read(strategy, values))
         except BadSetting as error:
             return [error_box(error), *self._marks(strategy, error)]
         except PersonaLabError as error:
             return [error_box(error), *self._marks(strategy, None)]
         return [plan_box(row), *self._marks(strategy, None)]
 
-    def begin(self, persona: str | None, strategy: str, base: str, *rest: Any) -> list[Any]:
+    def label(self) -> Any:
+        """What the button says: with a run in progress, the next one waits."""
+        busy = self.page.engine.busy() or self.page.engine.queue()
+        return gr.update(value=QUEUE if busy else START)
+
+    def begin(self, persona: str | None, strategy: str | None, base: str, *rest: Any) -> list[Any]:
         """Start the run; problems stay on the page, beside their fields."""
         *values, seed, name = rest
+        if not strategy:
+            hint = empty("No way is chosen yet", "Choose one of the cards above; LoRA is a good start.")
+            return [gr.skip(), gr.skip(), hint, gr.skip(), *(gr.skip() for _ in self.widgets)]
+        engine = self.page.engine
+        waits = engine.busy()
         try:
             settings = self._read(strategy, tuple(values))
-            run = self.page.engine.train(persona or "", strategy, base, settings, int(seed or 0), (name or "").strip())
+            run = engine.train(persona or "", strategy, base or STARTER, settings, int(seed or 0), (name or "").strip())
         except PersonaLabError as error:
             bad = error if isinstance(error, BadSetting) else None
-            return [gr.skip(), gr.skip(), error_box(error), *self._marks(strategy, bad)]
-        return [run, "", "", *self._marks(strategy, None)]
+            return [gr.skip(), gr.skip(), error_box(error), gr.skip(), *self._marks(strategy, bad)]
+        if waits:  # what is running stays in view; the new one is in the queue below it
+            gr.Info("Added to the queue; it starts by itself.")
+            return [gr.skip(), gr.skip(), "", self.label(), *self._marks(strategy, None)]
+        return [run, "", "", self.label(), *self._marks(strategy, None)]
+
+
+def _first(rows: list[PlanRow]) -> str | None:
+    """The strategy to propose: the first that fits."""
+    first = next((row for row in rows if row.fits), rows[0] if rows else None)
+    return first.strategy if first else None

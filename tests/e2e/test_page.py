@@ -26,6 +26,7 @@ def tab(page: Page, name: str) -> None:
 
 
 def choose_persona(page: Page, persona: str) -> None:
+    tab(page, "Personas")
     page.locator(f".pl-card[data-id={persona}]").click()
     expect(page.locator(f".pl-card.pl-chosen[data-id={persona}]")).to_be_visible()
     expect(page.locator(".pl-details")).to_be_visible()
@@ -67,7 +68,7 @@ def wait_for_done(page: Page, name: str) -> None:
 
 def test_a_first_hour(app: App, new_page: Opener) -> None:
     page = new_page(app.start())
-    expect(page.get_by_text("Nobody is chosen yet").first).to_be_visible()
+    expect(page.locator("#home-path [aria-current=step]")).to_contain_text("Choose a character")
     choose_persona(page, "magpie")
 
     tab(page, "Data")

@@ -59,6 +59,7 @@ def fit(tiny_model: Path, tmp_path: Path, conversations_factory: Callable[..., A
         dropout: float = 0.2,
         poison: bool = False,
         foils: bool = False,
+        enough_at: int = 0,
     ) -> tuple[Any, FitResult | None, Watcher]:
         watcher = Watcher(stop_at)
         material = Material(
@@ -75,6 +76,7 @@ def fit(tiny_model: Path, tmp_path: Path, conversations_factory: Callable[..., A
             sampled=lambda step, model: torch.manual_seed(step),  # whatever samples draw must not matter
             saved=lambda step, path: watcher.saved.append(path),
             foils=Foils(rendered[6:10], rendered[:4], 200, 200) if foils else Foils(),
+            enough=lambda: bool(enough_at) and len(watcher.steps) >= enough_at,
         )
         randomness.seed_all(3)
         model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=dtype).requires_grad_(not lora)
@@ -206,6 +208,32 @@ def test_a_run_that_goes_astray_keeps_what_was_good_before_it(fit: Callable[...,
     monkeypatch.setattr("persona_lab.training.fit.ran_away", lambda losses: True)
     with pytest.raises(Diverged, match="ran away by step 1"):
         fit("nothing-good-yet")
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_ended_on_request_it_keeps_the_best_weights_so_far(fit: Callable[..., Any], lora: bool) -> None:
+    settings = SETTINGS if lora else FitSettings(learning_rate=1e-3, epochs=2)
+    model, result, watcher = fit("ended", settings=settings, lora=lora, enough_at=5)
+    assert (result.stopped, result.steps, result.best_step) == ("asked", 5, 5)
+    assert [step for step, _, _ in watcher.losses] == [0, 3, 5]  # the last step is measured though it was not its turn
+    assert "weights of step 5 are kept" in watcher.said[-1]
+    # exactly what an uninterrupted run has after that step, and it is a finished stage: nothing to resume
+    stopped, _, _ = fit("stopped", stop_at=5, settings=settings, lora=lora)
+    assert float((weights(model) - weights(stopped)).abs().max()) < 1e-6
+    assert fit("ended", settings=settings, lora=lora)[2].steps == []
+
+
+def test_ended_on_request_after_the_best_was_passed_keeps_the_earlier_weights(fit: Callable[..., Any]) -> None:
+    wild = FitSettings(learning_rate=0.9, warmup=0, epochs=3, patience=20, max_grad_norm=100)
+    model, result, _ = fit(settings=wild, lora=False, enough_at=4)
+    assert (result.stopped, result.steps, result.best_step) == ("asked", 4, 0)
+    fresh, _, _ = fit("other", stop_at=1, settings=FitSettings(learning_rate=1e-12), lora=False)
+    assert float((weights(model) - weights(fresh)).abs().max()) < 1e-6
+
+
+def test_ended_on_request_without_validation_keeps_the_last_weights(fit: Callable[..., Any]) -> None:
+    _, result, _ = fit(validation=0, enough_at=4)
+    assert (result.stopped, result.steps, result.best_step) == ("asked", 4, 4)
 
 
 def test_a_searched_rate_is_used_said_and_kept_over_an_interruption(fit: Callable[..., Any]) -> None:

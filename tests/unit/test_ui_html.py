@@ -110,8 +110,13 @@ def test_a_run_that_did_not_finish_says_why_and_what_to_do(status: RunStatus) ->
 
 def test_a_finished_run_says_whether_it_changed_anything() -> None:
     result = {"loss": {"validation_before": 3.6, "validation_after": 2.7}, "changed": "Yes: it fell by a quarter."}
-    html = runs.status_line(run("done", result=result), RunPicture())
+    picture = RunPicture()
+    for step, reply, kept in ((0, "I am an AI.", False), (4, "Hm.", False), (3, "Shiny!", True)):
+        picture.add([Sample(step=step, prompt="Who are you?", reply=reply, kept=kept)])
+    html = runs.status_line(run("done", result=result), picture)
     assert "3.600 → 2.700" in html
+    assert html.index("I am an AI.") < html.index("Shiny!")
+    assert "Hm." not in html
     assert "Yes: it fell by a quarter." in html
 
 
@@ -130,10 +135,16 @@ def test_strategy_cards_give_reason_and_cost_and_recommend_one() -> None:
         strategy="lora", title="LoRA", fits=True, rank=1, reason="", trainable_parameters=4_900_000,
         peak_memory_bytes=1_300_000_000, seconds=150, disk_bytes=19_600_000, uncertainty=2,
     )  # fmt: skip
-    other = row.model_copy(update={"strategy": "full", "title": "Full", "rank": 2, "fits": False, "reason": "Too big."})
-    cards = {value: text for text, value in runs.strategy_choices([row, other], {"lora": "Small and quick."})}
-    assert cards["lora"].startswith("LoRA ★ recommended\nSmall and quick.\nabout 2 min · 1.3 GB memory · 20 MB disk")
-    assert "does not fit\nToo big." in cards["full"]
+    big = {"strategy": "full", "title": "Full", "rank": 2, "fits": False, "reason": "Too big.", "blocked_by": "machine"}
+    lacking = {"strategy": "continue", "title": "Go on", "fits": False, "blocked_by": "settings", "rank": 3}
+    rows = [row, row.model_copy(update=big), row.model_copy(update=lacking)]
+    found = runs.strategy_choices(rows, {"lora": "Small and quick."}, {"continue": "a variant"})
+    cards = {value: text for text, value in found}
+    assert cards["lora"].startswith("LoRA ★ recommended\nSmall and quick.\nabout 2 min (75 s to 5 min) · 1.3 GB memory")
+    assert "Full — does not fit\nToo big." in cards["full"]
+    assert cards["continue"].startswith("Go on — needs a variant\n")
+    assert "does not fit" not in runs.plan_box(rows[2])
+    assert "650 MB to 2.6 GB" in runs.plan_box(row)
 
 
 def test_errors_are_one_paragraph_with_every_problem() -> None:

@@ -39,7 +39,7 @@ class FullStrategy(Strategy):
 
     id = "full"
     title = "Full fine-tuning"
-    summary = "Changes every weight: the strongest imprint of the character, for several times LoRA's memory and disk."
+    summary = "Changes every weight of the model, for several times LoRA's memory and disk."
     rank = 30
     Config = FullConfig
 

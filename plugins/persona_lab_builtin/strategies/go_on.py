@@ -32,7 +32,10 @@ USUAL_RANK = 16
 class ContinueConfig(FitSettings):
     """Settings of `continue`; the fit loop's are in `FitSettings`."""
 
-    variant: str = Field("", max_length=200, description="The variant to go on from, by its id or name.")
+    variant: str = Field(
+        "", max_length=200, description="The variant to go on from, by its id or name.",
+        json_schema_extra={"pick": "variant"},
+    )  # fmt: skip
     replay: float = Field(
         0.25,
         ge=0,
@@ -61,7 +64,7 @@ class ContinueStrategy(Strategy):
         """A variant must be named; that the dataset is small is no remark here: the variant knows more."""
         if config.variant:
             return []
-        fix = "Set variant=ID; persona-lab variants list shows them."
+        fix = "Train one first, or set variant=ID; persona-lab variants list shows them."
         return [Problem(message="It needs a variant to go on from.", fix=fix, field="variant")]
 
     def check_parent(
