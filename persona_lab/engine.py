@@ -6,6 +6,7 @@ What it does not do: know formats, train, score or draw.
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 import time
@@ -50,6 +51,7 @@ from persona_lab.types import (
 if TYPE_CHECKING:
     from persona_lab.personas.probe_file import ProbeFile
     from persona_lab.personas.propose import ProposedFact
+    from persona_lab.studio.studio import Studio
 
 WAIT_SECONDS = 0.2
 
@@ -92,6 +94,8 @@ class Engine:
 
     def close(self) -> None:
         """Stop the chat worker and give the home back. A run in progress goes on in its own process."""
+        if "studio" in self.__dict__:
+            self.studio.close()
         self.supervisor.close()
         if self._chat is not None:
             self._chat.close()
@@ -666,3 +670,12 @@ class Engine:
         """Stop the replies being written; what was said stays."""
         if self._chat is not None:
             self._chat.cancel()
+
+    # --- studio, storage and preferences ---------------------------------------------------------
+
+    @functools.cached_property
+    def studio(self) -> Studio:
+        """The prompt library, styles and batches of replies."""
+        from persona_lab.studio.studio import Studio
+
+        return Studio(self.home, self.chat, lambda folder, name: self.catalog.trash.put_aside(folder, name, []))

@@ -16,6 +16,7 @@ from persona_lab.cli.bench import bench_strategies
 from persona_lab.cli.common import HomeOption, JsonOption, opened, show
 from persona_lab.cli.library import datasets_app, models_app, personas_app, variants_app
 from persona_lab.cli.probes import probes_app
+from persona_lab.cli.studio import studio_app
 from persona_lab.cli.work import commands, runs_app
 from persona_lab.errors import PersonaLabError
 
@@ -94,6 +95,7 @@ for _name, _group in (
     ("models", models_app),
     ("runs", runs_app),
     ("variants", variants_app),
+    ("studio", studio_app),
 ):
     app.add_typer(_group, name=_name)
 
