@@ -18,7 +18,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from persona_lab.errors import BadInput
 from persona_lab.home import Home
+from persona_lab.preferences import read_preferences
 from persona_lab.processes import own_group, worker_environment
 from persona_lab.types import ChatChunk, ChatRequest
 
@@ -52,7 +54,7 @@ class ChatClient:
         open_panes = {request.pane for request in requests}
         try:
             worker, replies = self._send(number, requests)
-        except OSError as error:
+        except (OSError, BadInput) as error:  # BadInput: the settings of the home cannot be read
             yield from (ChatChunk(pane=p, error=f"The chat worker cannot be started: {error}.") for p in open_panes)
             return
         try:
@@ -118,7 +120,7 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=worker_environment(),
+                env=worker_environment(read_preferences(home.root).threads),
                 **own_group(),
             )
         self._lock = threading.Lock()

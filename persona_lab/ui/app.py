@@ -23,8 +23,11 @@ from persona_lab.ui import (
     chat_tab,
     data_tab,
     evaluate_tab,
+    export_tab,
     personas_tab,
     plugins_tab,
+    settings_tab,
+    studio_tab,
     train_tab,
 )
 from persona_lab.ui.follow import Follower
@@ -52,7 +55,17 @@ def build_page(engine: Engine) -> tuple[gr.Blocks, Page]:
         timer = gr.Timer(IDLE_SECONDS)
         with gr.Tabs(elem_id="tabs") as tabs:
             page = Page(engine, demo, persona, tabs, timer, Follower(engine.events))
-            for module in (personas_tab, data_tab, train_tab, evaluate_tab, chat_tab, plugins_tab):
+            for module in (
+                personas_tab,
+                data_tab,
+                train_tab,
+                evaluate_tab,
+                chat_tab,
+                studio_tab,
+                export_tab,
+                plugins_tab,
+                settings_tab,
+            ):
                 module.build(page)
             _plugin_tabs(engine)
         demo.load(lambda known: choose(engine, known), remembered, persona, **QUIET)
