@@ -59,7 +59,9 @@ def write_preferences(root: Path, values: dict[str, object]) -> Preferences:
     try:
         changed = Preferences.model_validate(read_preferences(root).model_dump() | values)
     except ValidationError as error:
-        problems = [(".".join(map(str, e["loc"])), f"{e['msg'].lower()}, not {e['input']!r}") for e in error.errors()]
-        raise BadSetting("Some settings cannot be used:", "Nothing was changed.", problems) from error
+        told = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}, not {e['input']!r}" for e in error.errors()
+        )
+        raise BadSetting(f"Some settings cannot be used: {told}.", "Nothing was changed.") from error
     write_atomic(root / FILE, changed.model_dump_json(indent=1))
     return changed

@@ -70,8 +70,8 @@ class _Tab:
             with gr.Accordion("Add one", open=False):
                 gr.Markdown(
                     f"Drop a `.py` file into `{page.engine.home.plugins}`, or install a package that has an entry "
-                    "point in the group `persona_lab`. Press **Look again** to see whether it loads, then start Persona "
-                    "Lab again to use it. A plugin runs with all your rights: take only those you trust."
+                    "point in the group `persona_lab`. Press **Look again** to see whether it loads, then start "
+                    "Persona Lab again to use it. A plugin runs with all your rights: take only those you trust."
                 )
                 gr.Code(EXAMPLE, language="python", label="A whole plugin", interactive=False)
         shown = [self.problems, self.table, self.box, self.blocked]
