@@ -2,8 +2,8 @@
 
 Starts the page in a temporary home (or the one named, with its runs and variants), chooses a character and writes
 <tab>.png (1280 x 900), <tab>-dark.png and <tab>-phone.png (390 px wide, the whole page) of every tab the page has, and
-of the tabs inside the Studio. With `--say`, something is said in the Chat tab before its picture is taken. Pictures have
-256 colours and are made smaller until they weigh less than 200 KB. Ends with an error if the browser's console had one
+of the tabs inside the Studio. With `--say`, something is said in the Chat tab before its picture. Pictures have 256
+colours and are made smaller until they weigh less than 200 KB. Ends with an error if the browser's console had one
 or a request left this machine. Needs Chromium and playwright.
 """
 

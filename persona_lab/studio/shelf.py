@@ -16,7 +16,7 @@ from persona_lab.home import Home, write_atomic
 from persona_lab.studio.records import PLAIN, Prompt, Style
 from persona_lab.types import Frozen, slug
 
-Item = TypeVar("Item", Prompt, Style)
+Item = TypeVar("Item", bound=Prompt | Style)
 MOST_KEPT = 2000
 MOST_BYTES = 20 * 2**20
 STARTER = Path(__file__).with_name("starter.json")
@@ -129,7 +129,7 @@ class Shelf:
         """
         with self._lock:
             kept = self.kept()
-            items = kept.prompts if kind == "prompts" else kept.styles
+            items: Sequence[Prompt | Style] = kept.prompts if kind == "prompts" else kept.styles
             _find(kind[:-1], item_id, items)
             self._write(kept.model_copy(update={kind: tuple(item for item in items if item.id != item_id)}))
 
@@ -167,7 +167,8 @@ def _placed(item: Item, items: Sequence[Item], kind: str) -> tuple[Item, ...]:
         raise BadInput(f"There is another {kind} called {item.name!r}.", "Choose another name.")
     if len(others) == len(items):
         return (*items, item)
-    return tuple(item if other.id == item.id else other for other in items)
+    placed: list[Item] = [item if other.id == item.id else other for other in items]
+    return tuple(placed)
 
 
 def _free(wanted: str, taken: Sequence[str]) -> str:

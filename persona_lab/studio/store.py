@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
@@ -143,7 +143,7 @@ def _append(path: Path, record: Frozen) -> None:
         os.fsync(file.fileno())
 
 
-def _mend(file) -> None:  # type: ignore[no-untyped-def]
+def _mend(file: IO[bytes]) -> None:
     """Cut off half a line that a crash left at the end."""
     size = file.seek(0, os.SEEK_END)
     if not size:
