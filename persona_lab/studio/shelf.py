@@ -100,7 +100,7 @@ class Shelf:
         with self._lock:
             kept = self.kept()
             chosen = prompt_id or _free(slug(name, "prompt"), [p.id for p in kept.prompts])
-            made = _checked(Prompt, {"id": chosen, "name": name, "text": text, "tags": _clean(tags)}, "prompt")
+            made = _checked({"id": chosen, "name": name, "text": text, "tags": _clean(tags)})
             self._write(kept.model_copy(update={"prompts": _placed(made, kept.prompts, "prompt")}))
             return made
 
@@ -167,7 +167,8 @@ def _placed(item: Item, items: Sequence[Item], kind: str) -> tuple[Item, ...]:
         raise BadInput(f"There is another {kind} called {item.name!r}.", "Choose another name.")
     if len(others) == len(items):
         return (*items, item)
-    placed: list[Item] = [item if other.id == item.id else other for other in items]
+    placed = list(items)
+    placed[[other.id for other in items].index(item.id)] = item
     return tuple(placed)
 
 
@@ -183,9 +184,9 @@ def _clean(tags: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(tag.strip().lower() for tag in tags if tag.strip()))
 
 
-def _checked(model: type[Item], values: dict[str, object], kind: str) -> Item:
+def _checked(values: dict[str, object]) -> Prompt:
     try:
-        return model.model_validate(values)
+        return Prompt.model_validate(values)
     except ValidationError as error:
         told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors())
-        raise BadInput(f"This {kind} cannot be kept: {told}.", "Give it a name and a text.") from error
+        raise BadInput(f"This prompt cannot be kept: {told}.", "Give it a name and a text.") from error

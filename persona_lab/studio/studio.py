@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from persona_lab.errors import BadInput, PersonaLabError
+from persona_lab.errors import BadInput, PersonaLabError, UnknownName
 from persona_lab.home import Home
 from persona_lab.studio.records import PLAIN, Batch, BatchView, Prompt, Rating, Row, Style
 from persona_lab.studio.running import Chat, write_rows
@@ -139,6 +139,18 @@ class Studio:
             problem=self._problems.get(batch_id, ""),
             folder=str(self.store.folder(batch_id)),
         )
+
+    def pulse(self, batch_id: str) -> str:
+        """Changes whenever something of the batch does; cheap, for a clock to ask. Empty if there is no such batch."""
+        try:
+            folder = self.store.folder(batch_id)
+        except UnknownName:
+            return ""
+        files = [folder / "rows.jsonl", folder / "ratings.jsonl"]
+        sizes = [path.stat().st_size if path.exists() else 0 for path in files]
+        with self._lock:
+            state = (batch_id in self._work, batch_id in self._waiting, self._problems.get(batch_id))
+        return f"{batch_id}/{sizes}/{state}"
 
     def rows(self, batch_id: str) -> list[Row]:
         """Rows written so far, in the order of prompts, seeds and variants.

@@ -113,6 +113,7 @@ class Review:
             hint = "Choose prompts and variants under New batch; what is written stays here, also after a restart."
             no = gr.update(visible=False)
             return [empty("No batches yet", hint), no, no, no, no, "", "", "", no, None, "", "", 0, ""]
+        pulse = self.studio.pulse(batch)  # before reading, so that what comes meanwhile is drawn next
         view, rows, ratings = self.studio.view(batch), self.studio.rows(batch), self.studio.ratings(batch)
         found = chosen_rows(rows, ratings, wanted)
         pages = max(1, -(-len(found) // ROWS_A_PAGE))
@@ -126,22 +127,21 @@ class Review:
             gr.update(visible=not active), gr.update(visible=bool(rows)),
             rows_table(found, ratings, row, at), f"page {at + 1} of {pages}", row_detail(chosen) if chosen else hint,
             gr.update(visible=chosen is not None), rating.stars, rating.note, row if chosen else "", at,
-            _mark(view),
+            pulse,
         ]  # fmt: skip
 
     def poll(self, batch: str | None, wanted: str, row: str, at: int, seen: str) -> list[Any]:
         """What changed since `seen`; the rating being written is left alone."""
         still = [gr.skip() for _ in (*self.shown, self.page.timer)]
-        if not batch or batch not in self.studio.store.ids():
-            return still
-        view = self.studio.view(batch)
-        if _mark(view) == seen:
+        pulse = self.studio.pulse(batch) if batch else ""
+        if not batch or pulse in ("", seen):
             return still
         updates = self.draw(batch, wanted, row, at)
         for component in (self.detail, self.judge, self.stars, self.note):
             if row:
                 updates[self.shown.index(component)] = gr.skip()
-        timer = gr.Timer(BUSY_SECONDS) if view.status in ("running", "waiting") else gr.skip()
+        busy = self.studio.view(batch).status in ("running", "waiting")
+        timer = gr.Timer(BUSY_SECONDS) if busy else gr.skip()
         return [*updates, timer]
 
     def _after(self, batch: str, wanted: str, row: str) -> str:
@@ -190,7 +190,3 @@ class Review:
     def _make(self, batch: str, format: str) -> Any:
         path = self.studio.export(batch, format, self.page.fresh_file(f"{batch}.{format}"))
         return gr.update(value=str(path), label=f"Download {path.name}", visible=True)
-
-
-def _mark(view: Any) -> str:
-    return f"{view.id}/{view.status}/{view.done}/{view.failed}/{view.rated}/{view.problem}"
