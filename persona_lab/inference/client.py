@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from persona_lab.errors import BadInput
 from persona_lab.home import Home
 from persona_lab.preferences import read_preferences
 from persona_lab.processes import own_group, worker_environment
@@ -54,7 +53,7 @@ class ChatClient:
         open_panes = {request.pane for request in requests}
         try:
             worker, replies = self._send(number, requests)
-        except (OSError, BadInput) as error:  # BadInput: the settings of the home cannot be read
+        except OSError as error:
             yield from (ChatChunk(pane=p, error=f"The chat worker cannot be started: {error}.") for p in open_panes)
             return
         try:
