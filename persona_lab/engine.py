@@ -692,6 +692,10 @@ class Engine:
         """
         return read_preferences(self.home.root)
 
+    def default_base(self) -> str:
+        """The base model that a training begins with unless told otherwise."""
+        return self.preferences.default_base
+
     def set_preferences(self, **values: Any) -> Preferences:
         """Change some settings; workers that run go on with the old ones.
 
