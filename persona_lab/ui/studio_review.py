@@ -85,7 +85,7 @@ class Review:
         self.stars.input(draw(self._rate), [*place, self.stars], self.shown, **QUIET)
         self.note.submit(draw(self._note), judged, self.shown, **QUIET)
         self.stop.click(guarded(1)(self._stop), self.batch, self.seen, **QUIET)
-        self.go_on.click(guarded(1)(self._go_on), self.batch, self.seen, **QUIET)
+        self.go_on.click(guarded(2)(self._go_on), self.batch, [self.seen, self.page.timer], **QUIET)
         self.delete.click(guarded(2)(self._delete), self.batch, [self.batch, self.undo], **QUIET)
         self.undo.click(guarded(2)(self._undo), None, [self.batch, self.undo], **QUIET)
         make.click(guarded(1)(self._make), [self.batch, self.format], self.file, **QUIET)
@@ -174,9 +174,9 @@ class Review:
         gr.Info("Stopping; what is written stays.")
         return ""
 
-    def _go_on(self, batch: str) -> str:
+    def _go_on(self, batch: str) -> tuple[str, Any]:
         self.studio.start(batch)
-        return ""
+        return "", gr.Timer(BUSY_SECONDS)
 
     def _delete(self, batch: str) -> tuple[Any, Any]:
         self.studio.delete(batch)

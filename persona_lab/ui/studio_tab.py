@@ -12,7 +12,7 @@ from persona_lab.studio.studio import own_prompts
 from persona_lab.ui.html import empty
 from persona_lab.ui.notices import error_box, guarded
 from persona_lab.ui.page import QUIET, Page
-from persona_lab.ui.studio_review import Review
+from persona_lab.ui.studio_review import BUSY_SECONDS, Review
 from persona_lab.ui.studio_shelf import Prompts, Styles
 from persona_lab.ui.studio_view import counted, style_words
 
@@ -39,7 +39,7 @@ def build(page: Page) -> None:
         review.attach(tab, results)
         prompts.attach(tab)
         styles.attach(tab)
-        new.start.click(new.begin, new.inputs, [review.batch, inner, new.problem], **QUIET)
+        new.start.click(new.begin, new.inputs, [review.batch, inner, new.problem, page.timer], **QUIET)
 
 
 class _New:
@@ -158,7 +158,7 @@ class _New:
         seed: float | None,
         style: str,
         name: str,
-    ) -> tuple[Any, Any, Any]:
+    ) -> tuple[Any, ...]:
         """Make the batch, start it and show it; a problem stays on the page."""
         engine = self.page.engine
         try:
@@ -173,6 +173,6 @@ class _New:
             batch = studio.create(asked, found, wanted, studio.shelf.style(style or PLAIN.id), name or "", names)
             studio.start(batch.id)
         except PersonaLabError as error:
-            return gr.skip(), gr.skip(), error_box(error)
+            return gr.skip(), gr.skip(), error_box(error), gr.skip()
         choices = [(f"{view.name} ({view.total})", view.id) for view in studio.batches()]
-        return gr.update(choices=choices, value=batch.id), gr.Tabs(selected=RESULTS), ""
+        return gr.update(choices=choices, value=batch.id), gr.Tabs(selected=RESULTS), "", gr.Timer(BUSY_SECONDS)
