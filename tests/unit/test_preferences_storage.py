@@ -8,12 +8,18 @@ import pytest
 
 from persona_lab.engine import Engine
 from persona_lab.errors import BadInput, BadSetting, UnknownName
+from persona_lab.export.choices import ExportChoice
 from persona_lab.home import Home
 from persona_lab.plugins import Plugins
 from persona_lab.preferences import Preferences, read_preferences, write_preferences
 from persona_lab.processes import worker_environment
 from persona_lab.storage import clean, usage
+from persona_lab.types import Problem, RunView
+from persona_lab.ui.export_tab import _card, _result
+from persona_lab.ui.follow import RunPicture
 from persona_lab.ui.plugins_tab import EXAMPLE, plugin_table, problem_list
+
+EVIL = "<img src=x onerror=alert(1)>"
 
 
 def test_settings_are_kept_bounded_and_readable_by_an_older_version(home: Home) -> None:
@@ -91,3 +97,25 @@ def test_the_engine_knows_the_formats_of_a_variant(home: Home, tiny_model: Path)
         assert not any(choice.possible for choice in choices if choice.format in ("adapter", "merged"))
         assert engine.deleted_last() == ""
         assert engine.clean("logs") == 0
+
+
+def test_an_export_says_what_it_is_for_and_where_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "a.bin").write_bytes(b"abc")
+    view = RunView(
+        id="e-1", kind="export", name="Export", status="done",
+        result={"out": str(folder), "files": ["a.bin", EVIL], "bytes": 3, "format": EVIL, "warnings": [EVIL]},
+    )  # fmt: skip
+    drawn = _result(view, RunPicture())
+    assert str(folder) in drawn
+    assert EVIL not in drawn
+    assert "not there any more" in _result(
+        view.model_copy(update={"result": view.result | {"out": "/gone"}}), RunPicture()
+    )
+    assert _result(view.model_copy(update={"status": "running"}), RunPicture()) == ""
+    possible = ExportChoice(format="adapter", title="Adapter", summary="Small.", possible=True, bytes=2_000_000)
+    assert _card(possible) == "Adapter\nSmall.\nabout 2.0 MB"
+    why = (Problem(message="It has no weights."),)
+    refused = possible.model_copy(update={"possible": False, "bytes": None, "problems": why})
+    assert "It has no weights." in _card(refused)
