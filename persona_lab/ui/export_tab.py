@@ -31,7 +31,7 @@ def build(page: Page) -> None:
             with gr.Column(scale=3, min_width=340):
                 panel = RunPanel(page, ("export",), "export", _result, replies=False)
                 with gr.Row():
-                    zipped = gr.Button("Make a zip to download", size="sm", elem_id="export-zip")
+                    zipped = gr.Button("Make a zip to download", size="sm", visible=False, elem_id="export-zip")
                     file = gr.DownloadButton("Download", size="sm", visible=False, elem_id="export-download")
         page.refresh(tab, setup.open, setup.opened)
         panel.attach(tab)
@@ -41,6 +41,9 @@ def build(page: Page) -> None:
             show_progress="minimal",
         )  # fmt: skip
         panel.run.change(lambda: gr.update(visible=False), None, file, **QUIET)
+        panel.seen.change(
+            guarded(1)(lambda run: gr.update(visible=_folder(page, run) is not None)), panel.run, zipped, **QUIET
+        )
 
 
 class _Setup:
@@ -75,8 +78,9 @@ class _Setup:
             hint = "Train one in the Train tab. The card alone can be downloaded in the Personas tab."
             return empty("No variants yet", hint), gr.update(visible=False), *still
         choices = [(f"{v.name} ({v.strategy})", v.id) for v in found]
-        variant = gr.update(choices=choices, value=found[0].id)
-        return "", gr.update(visible=True), variant, *self._formats(found[0].id)
+        first = next((v for v in found if v.kind in ("adapter", "weights")), found[0])
+        variant = gr.update(choices=choices, value=first.id)
+        return "", gr.update(visible=True), variant, *self._formats(first.id)
 
     def _formats(self, variant: str | None) -> tuple[Any, Any, Any]:
         if not variant:
@@ -117,10 +121,11 @@ class _Setup:
 
 def _card(choice: ExportChoice) -> str:
     """A format's card: title, what it is for, size; the style sheet sets line one bold."""
-    badge = "" if choice.possible else " — not for this one"
-    known = "" if not choice.possible else f"about {size(choice.bytes)}" if choice.bytes else "size not known before"
-    why = "" if choice.possible else " ".join(problem.message for problem in choice.problems)
-    return "\n".join(part for part in (f"{choice.title}{badge}", choice.summary, known or why) if part)
+    if choice.possible:
+        last = f"about {size(choice.bytes)}" if choice.bytes else "size not known before"
+    else:
+        last = f"✗ Not for this one: {' '.join(problem.message for problem in choice.problems)}"
+    return "\n".join(part for part in (choice.title, choice.summary, last) if part)
 
 
 def _problems(choice: ExportChoice) -> str:
@@ -155,9 +160,8 @@ def _zip(page: Page, run_id: str) -> Any:
     Raises:
         BadInput: there is nothing, or it is too large.
     """
-    run = page.engine.run(run_id) if run_id else None
-    folder = Path(run.result["out"]) if run and run.kind == "export" and run.status == "done" else None
-    if folder is None or not folder.is_dir():
+    folder = _folder(page, run_id)
+    if folder is None:
         raise BadInput("There is no finished export to download.", "Export a variant first, or pick one under Runs.")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if sum(path.stat().st_size for path in files) > MOST_ZIPPED:
@@ -167,3 +171,12 @@ def _zip(page: Page, run_id: str) -> Any:
         for path in files:
             archive.write(path, Path(folder.name) / path.relative_to(folder))
     return gr.update(value=str(out), label=f"Download {out.name} ({size(out.stat().st_size)})", visible=True)
+
+
+def _folder(page: Page, run_id: str) -> Path | None:
+    """Where a finished export lies; None if it is not one, or is gone."""
+    run = page.engine.run(run_id) if run_id else None
+    if run is None or run.kind != "export" or run.status != "done":
+        return None
+    folder = Path(run.result["out"])
+    return folder if folder.is_dir() else None

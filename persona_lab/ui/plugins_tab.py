@@ -57,7 +57,7 @@ class _Tab:
             gr.Markdown(
                 "### What Persona Lab is made of\nStrategies, evaluators, readers, exporters and tabs are all plugins."
             )
-            with gr.Row(equal_height=True):
+            with gr.Row(equal_height=False):
                 self.kind = gr.Radio(list(KINDS), value="", label="Show", elem_id="plugin-kind", scale=4)
                 look = gr.Button("Look again", size="sm", scale=1, min_width=110, elem_id="plugins-look")
             self.problems = gr.HTML(elem_id="plugin-problems")

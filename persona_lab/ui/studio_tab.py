@@ -62,6 +62,9 @@ class _New:
                     label="Prompts of your own", info="One a line; {{char}} becomes the character's name.", lines=3,
                     max_lines=12, elem_id="studio-own",
                 )  # fmt: skip
+                self.count = gr.HTML(elem_id="studio-count")
+                self.problem = gr.HTML()
+                self.start = gr.Button("Generate", variant="primary", size="lg", elem_id="studio-start")
             with gr.Column(scale=2, min_width=320):
                 self.variants = gr.CheckboxGroup([], label="Variants", elem_id="studio-variants")
                 self.others = gr.Dropdown(
@@ -78,9 +81,6 @@ class _New:
                 self.style = gr.Dropdown([], label="Style", elem_id="studio-style", interactive=True)
                 self.about = gr.HTML()
                 self.name = gr.Textbox(label="Name of the batch", max_lines=1, info="Leave empty for one of its own.")
-                self.count = gr.HTML(elem_id="studio-count")
-                self.problem = gr.HTML()
-                self.start = gr.Button("Generate", variant="primary", size="lg", elem_id="studio-start")
         self.opened = [
             self.nothing, self.body, self.prompts, self.tag, self.variants, self.others, self.style, self.about,
             self.of,

@@ -15,6 +15,7 @@ from .conftest import App
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 
+WAIT = 30_000
 LONG_WAIT = 120_000
 
 
@@ -24,9 +25,9 @@ def tab(page: Page, name: str) -> None:
 
 def open_studio(page: Page) -> None:
     page.locator(".pl-card[data-id=magpie]").locator("visible=true").click()
-    expect(page.locator(".pl-card.pl-chosen[data-id=magpie]").first).to_be_visible()
+    expect(page.locator(".pl-card.pl-chosen[data-id=magpie]").first).to_be_visible(timeout=WAIT)
     tab(page, "Studio")
-    expect(page.locator("#studio-start")).to_be_visible()
+    expect(page.locator("#studio-start")).to_be_visible(timeout=WAIT)
 
 
 def done(page: Page) -> int:
@@ -41,7 +42,7 @@ def test_a_batch_survives_stop_and_restart_and_can_be_rated_and_taken(
     open_studio(page)
     page.locator("#studio-own textarea").fill("Who are you?\nWhat do you sell?\n=1+1")
     page.get_by_label("Replies to each").fill("12")
-    expect(page.locator("#studio-count")).to_contain_text("36 replies")
+    expect(page.locator("#studio-count")).to_contain_text("36 replies", timeout=WAIT)
     page.locator("#studio-start").click()
     status = page.locator("#studio-status .pl-status")
     expect(status).to_have_attribute("data-status", "running", timeout=LONG_WAIT)
@@ -61,17 +62,17 @@ def test_a_batch_survives_stop_and_restart_and_can_be_rated_and_taken(
     expect(status_of(page)).to_have_attribute("data-status", "done", timeout=LONG_WAIT)
     assert done(page) == 36
     page.locator("#studio-rows [data-id]").first.click()
-    expect(page.locator("#studio-row article")).to_contain_text("base ")  # the stamp of the weights
+    expect(page.locator("#studio-row article")).to_contain_text("base ", timeout=WAIT)  # the stamp of the weights
     page.locator("#studio-stars label").nth(3).click()
-    expect(page.locator("#studio-rows .pl-stars").first).to_have_text("★★★★")
+    expect(page.locator("#studio-rows .pl-stars").first).to_have_text("★★★★", timeout=WAIT)
     page.locator("#studio-note textarea, #studio-note input").fill("a note")
     page.locator("#studio-good").click()
-    expect(page.locator("#studio-rows [aria-current]")).to_have_attribute("data-id", "p1-v1-s1")
+    expect(page.locator("#studio-rows [aria-current]")).to_have_attribute("data-id", "p1-v1-s1", timeout=WAIT)
 
     page.get_by_role("button", name="Take it along").click()
     page.locator("#studio-make").click()
     link = page.locator("#studio-download")
-    expect(link).to_be_visible()
+    expect(link).to_be_visible(timeout=WAIT)
     with page.expect_download() as download:
         link.click()
     download.value.save_as(tmp_path / "rows.csv")

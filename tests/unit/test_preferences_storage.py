@@ -118,4 +118,4 @@ def test_an_export_says_what_it_is_for_and_where_it_is(tmp_path: Path) -> None:
     assert _card(possible) == "Adapter\nSmall.\nabout 2.0 MB"
     why = (Problem(message="It has no weights."),)
     refused = possible.model_copy(update={"possible": False, "bytes": None, "problems": why})
-    assert "It has no weights." in _card(refused)
+    assert "Not for this one: It has no weights." in _card(refused)
