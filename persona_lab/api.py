@@ -409,6 +409,10 @@ class Exporter(ABC):
         """Why this variant cannot be expressed in this format, if so. Cheap; no torch."""
         return []
 
+    def estimate_bytes(self, variant: Variant, base: BaseModelInfo) -> int | None:
+        """About how large the export will be, in bytes; None where that is not known. Cheap; no torch."""
+        return None
+
     @abstractmethod
     def export(self, variant: Variant, persona: Persona, base: BaseModelInfo, out: Path, ctx: Reporter) -> list[Path]:
         """Write into the empty folder `out`; returns the files written."""

@@ -6,6 +6,7 @@ What it does not do: know formats, train, score or draw.
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 import time
@@ -26,6 +27,7 @@ from persona_lab.jobs import view as view_run
 from persona_lab.library import Library
 from persona_lab.planning import plan_strategies
 from persona_lab.plugins import Plugins
+from persona_lab.preferences import Preferences, read_preferences, write_preferences
 from persona_lab.settings import validate_settings
 from persona_lab.training.remedies import refuse_misfit
 from persona_lab.types import (
@@ -54,8 +56,11 @@ if TYPE_CHECKING:
     from persona_lab.chats.ratings import Rating
     from persona_lab.chats.store import Chats
     from persona_lab.chats.votes import Votes
+    from persona_lab.export.choices import ExportChoice
     from persona_lab.personas.probe_file import ProbeFile
     from persona_lab.personas.propose import ProposedFact
+    from persona_lab.storage import Use
+    from persona_lab.studio.studio import Studio
 
 WAIT_SECONDS = 0.2
 
@@ -99,6 +104,8 @@ class Engine:
 
     def close(self) -> None:
         """Stop the chat worker and give the home back. A run in progress goes on in its own process."""
+        if "studio" in self.__dict__:
+            self.studio.close()
         self.supervisor.close()
         if self._chat is not None:
             self._chat.close()
@@ -782,3 +789,68 @@ class Engine:
     def run_count(self) -> int:
         """How many runs there are, without reading them."""
         return sum(1 for _ in self.home.root.glob("runs/*/job.json"))
+
+    # --- studio, storage and preferences ---------------------------------------------------------
+
+    @functools.cached_property
+    def studio(self) -> Studio:
+        """The prompt library, styles and batches of replies."""
+        from persona_lab.studio.studio import Studio
+
+        return Studio(self.home, self.chat, lambda folder, name: self.catalog.trash.put_aside(folder, name, []))
+
+    @property
+    def preferences(self) -> Preferences:
+        """The settings of this home.
+
+        Raises:
+            BadInput: their file is damaged.
+        """
+        return read_preferences(self.home.root)
+
+    def default_base(self) -> str:
+        """The base model that a training begins with unless told otherwise."""
+        return self.preferences.default_base
+
+    def set_preferences(self, **values: Any) -> Preferences:
+        """Change some settings; workers that run go on with the old ones.
+
+        Raises:
+            BadSetting: nothing was changed. BadInput, DiskFull
+        """
+        with self._guard:
+            return write_preferences(self.home.root, values)
+
+    def storage(self) -> list[Use]:
+        """What the home keeps on the disk, by kind."""
+        from persona_lab.storage import usage
+
+        return usage(self.home)
+
+    def clean(self, kind: str) -> int:
+        """Delete the cache, the logs or the trash; gives the bytes that were freed.
+
+        Raises:
+            UnknownName. BadInput: it holds work, or a run is in progress.
+        """
+        from persona_lab.storage import clean
+
+        active = next((run.id for run in self.runs() if run.status in ACTIVE), None)
+        if active:
+            raise BadInput(f"Run {active!r} is in progress and may be using it.", "Wait for it, or stop it.")
+        return clean(self.home, kind)
+
+    def deleted_last(self) -> str:
+        """The id of what `undo_delete` would bring back; empty if there is nothing."""
+        return self.catalog.trash.last()
+
+    def export_choices(self, variant_id: str) -> list[ExportChoice]:
+        """The formats a variant can be taken away in, those that are possible first.
+
+        Raises:
+            UnknownName, PluginFailed
+        """
+        from persona_lab.export.choices import export_choices
+
+        variant = self.variant(variant_id)
+        return export_choices(self.plugins, variant, self.base_model(variant.base))

@@ -23,6 +23,7 @@ import psutil
 from persona_lab.errors import BadInput, UnknownName
 from persona_lab.events import AnyEvent, Done, Failed, Phase, Started, Step, read_events
 from persona_lab.home import Home, disk_errors, write_atomic
+from persona_lab.preferences import read_preferences
 from persona_lab.processes import own_group, worker_environment
 from persona_lab.queueing import in_order, moved, read_order, write_order
 from persona_lab.types import Job, RunStatus, RunView, now
@@ -441,11 +442,12 @@ class Supervisor:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=worker_environment(),
+                    env=worker_environment(read_preferences(self.home.root).threads),
                     **own_group(),
                 )
-        except OSError as error:
-            self._exits[run_id] = {"returncode": EXIT_DISK_FULL if error.errno == 28 else 1, "error": str(error)}
+        except (OSError, BadInput) as error:  # BadInput: the settings of the home cannot be read
+            full = getattr(error, "errno", None) == 28
+            self._exits[run_id] = {"returncode": EXIT_DISK_FULL if full else 1, "error": str(error)}
             with self._wake:
                 self._current = None
                 self._pending.pop(run_id, None)

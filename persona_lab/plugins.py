@@ -5,7 +5,8 @@ Every load and every call is inside a try: a plugin that fails to import, has a 
 reported with its name, distribution and traceback, and everything else goes on. This is the plugin border, so
 catching broadly is meant here.
 
-`PERSONA_LAB_DISABLE_PLUGINS=name,...` blocks; `PERSONA_LAB_STRICT_PLUGINS=1` raises, for authors.
+`PERSONA_LAB_DISABLE_PLUGINS=name,...` and the home's settings block; `PERSONA_LAB_STRICT_PLUGINS=1` raises, for
+authors.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import pluggy
 
 from persona_lab import hookspecs
 from persona_lab.errors import PersonaLabError, PluginFailed, UnknownName
+from persona_lab.preferences import read_preferences
 from persona_lab.types import Kind, PluginInfo
 
 GROUP = "persona_lab"
@@ -67,13 +69,20 @@ class Plugins:
     owners: dict[tuple[Kind, str], Origin] = field(default_factory=dict)
     problems: list[PluginInfo] = field(default_factory=list)
     slow: dict[str, str] = field(default_factory=dict)
+    blocked: frozenset[str] = frozenset()
 
     @classmethod
     def load(cls, folder: Path | None = None, tabs: bool = False) -> Plugins:
-        """Load built-ins, installed packages and the files of `folder`; `tabs` also asks for tabs (the page only)."""
+        """Load built-ins, installed packages and the files of `folder` (the home's `plugins`, beside whose settings it
+        lies); `tabs` also asks for tabs (the page only).
+
+        Raises:
+            BadInput: the home's settings cannot be read.
+        """
         manager = pluggy.PluginManager(hookspecs.PROJECT)
         manager.add_hookspecs(hookspecs)
         plugins = cls(manager)
+        plugins.blocked = frozenset(read_preferences(folder.parent).blocked_plugins if folder is not None else ())
         for origin, load in _candidates(folder):
             plugins._register(origin, load)
         for kind in HOOKS:
@@ -150,6 +159,9 @@ class Plugins:
     def _register(self, origin: Origin, load: Callable[[], Any]) -> None:
         if origin.name in _disabled():
             self._fail(origin, None, "Disabled by PERSONA_LAB_DISABLE_PLUGINS.", status="disabled")
+            return
+        if origin.name in self.blocked and origin.source != "built-in":
+            self._fail(origin, None, "Blocked in the settings of this home.", status="disabled")
             return
         if origin.name in self.origins:
             other = self.origins[origin.name]

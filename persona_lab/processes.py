@@ -19,9 +19,15 @@ core, and a browser beside the training is the normal case here; without any spi
 """
 
 
-def worker_environment() -> dict[str, str]:
-    """The environment of a worker; what the user has set wins."""
+def worker_environment(threads: int | None = None) -> dict[str, str]:
+    """The environment of a worker; what the user has set in theirs wins.
+
+    Args:
+        threads: how many cores arithmetic may use; None: all.
+    """
     own = {"GOMP_SPINCOUNT": SPIN, "HF_HUB_DISABLE_TELEMETRY": "1"}
+    if threads:
+        own |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     return own | os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 
 

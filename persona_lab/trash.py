@@ -31,6 +31,11 @@ class Trash:
             if row is not None:
                 self.library.remove(table, row["id"])  # type: ignore[arg-type]
 
+    def last(self) -> str:
+        """The id of what was deleted last and can be brought back; empty if there is nothing."""
+        note = self.folder / "note.json"
+        return str(json.loads(note.read_text())["id"]) if note.exists() else ""
+
     def bring_back(self) -> str:
         """Undo the last deletion; gives the id of what came back.
 

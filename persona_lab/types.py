@@ -635,6 +635,8 @@ class ChatChunk(Frozen):
     done: bool = False
     stamp: Stamp | None = None
     error: str = ""
+    stopped: bool = False
+    """The reply was cut short by a stop, not by its own end or the longest reply allowed."""
 
 
 # --- runs -----------------------------------------------------------------------------------------

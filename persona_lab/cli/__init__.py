@@ -17,6 +17,7 @@ from persona_lab.cli.common import HomeOption, JsonOption, opened, show
 from persona_lab.cli.judging import feedback_app, votes_app
 from persona_lab.cli.library import datasets_app, models_app, personas_app, variants_app
 from persona_lab.cli.probes import probes_app
+from persona_lab.cli.studio import studio_app
 from persona_lab.cli.work import commands, runs_app
 from persona_lab.errors import PersonaLabError
 
@@ -97,6 +98,7 @@ for _name, _group in (
     ("variants", variants_app),
     ("votes", votes_app),
     ("feedback", feedback_app),
+    ("studio", studio_app),
 ):
     app.add_typer(_group, name=_name)
 

@@ -196,7 +196,8 @@ class ChatWorker:
                 memory=memory,
             )
         for request, adapter, reply in zip(group, stamps, replies, strict=True):
-            emit(ChatChunk(pane=request.pane, done=True, stamp=_stamp(request, adapter, reply)))
+            cut = not reply.finished and reply.tokens < request.sampling.max_new_tokens and should_stop()
+            emit(ChatChunk(pane=request.pane, done=True, stamp=_stamp(request, adapter, reply), stopped=cut))
 
     @contextmanager
     def _errors_to(self, requests: Sequence[ChatRequest], emit: Callable[[ChatChunk], None]) -> Iterator[None]:

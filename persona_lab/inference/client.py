@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from persona_lab.home import Home
+from persona_lab.preferences import read_preferences
 from persona_lab.processes import own_group, worker_environment
 from persona_lab.types import ChatChunk, ChatRequest
 
@@ -121,7 +122,7 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=worker_environment(),
+                env=worker_environment(read_preferences(home.root).threads),
                 **own_group(),
             )
         self._lock = threading.Lock()

@@ -25,9 +25,12 @@ from persona_lab.ui import (
     chat_tab,
     data_tab,
     evaluate_tab,
+    export_tab,
     home_tab,
     personas_tab,
     plugins_tab,
+    settings_tab,
+    studio_tab,
     train_tab,
 )
 from persona_lab.ui.follow import Follower
@@ -46,7 +49,10 @@ TABS = (
     train_tab,
     evaluate_tab,
     chat_tab,
+    studio_tab,
+    export_tab,
     plugins_tab,
+    settings_tab,
 )
 UPLOAD_LIMIT = "256mb"
 QUEUE_LIMIT = 64

@@ -104,7 +104,7 @@ class _Setup:
             self.example = ExamplePanel(page)
             with gr.Accordion("Base model, seed and name", open=False):
                 self.base = gr.Dropdown(
-                    [STARTER], value=STARTER, label="Base model", allow_custom_value=True,
+                    [STARTER], value=page.engine.default_base, label="Base model", allow_custom_value=True,
                     info="The starter, a model of the Hugging Face hub, a local folder or a GGUF file.",
                 )  # fmt: skip
                 self.seed = gr.Number(0, label="Seed", precision=0, info="The same seed gives the same result again.")

@@ -100,6 +100,7 @@ def test_cancel_keeps_what_was_said(chat: ChatClient, tiny_model: Path) -> None:
         chat.cancel()
     [(_, last)] = gather(chunks).values()
     assert last.done
+    assert last.stopped
     assert last.stamp is not None
     assert last.stamp.tokens < 250
 

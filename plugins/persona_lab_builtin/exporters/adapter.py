@@ -50,6 +50,11 @@ class AdapterExporter(Exporter):
         )
         return [Problem(message=f"{variant.name!r} has no adapter: {why}.", fix=fix)]
 
+    def estimate_bytes(self, variant: Variant, base: BaseModelInfo) -> int | None:
+        """The adapter's weights and the tokenizer's files."""
+        tokenizer = Path(base.path) / "tokenizer.json"
+        return variant.bytes + (tokenizer.stat().st_size if base.path and tokenizer.is_file() else 0)
+
     def export(self, variant: Variant, persona: Persona, base: BaseModelInfo, out: Path, ctx: Reporter) -> list[Path]:
         """Write the adapter's folder. Paths of this machine are taken out of its configuration."""
         from persona_lab.api import BadInput, copy_tokenizer, hub_name, write_model_card, write_persona_files

@@ -52,6 +52,12 @@ class MergedExporter(Exporter):
             ]
         return []
 
+    def estimate_bytes(self, variant: Variant, base: BaseModelInfo) -> int | None:
+        """All weights: as they are, or merged in the type they will be stored in."""
+        if variant.kind == "weights":
+            return variant.bytes
+        return base.parameters * (4 if base.parameters < FLOAT32_BELOW else 2) or None
+
     def export(self, variant: Variant, persona: Persona, base: BaseModelInfo, out: Path, ctx: Reporter) -> list[Path]:
         """Write the model folder."""
         from persona_lab.api import copy_tokenizer, write_generation_config, write_model_card, write_persona_files
