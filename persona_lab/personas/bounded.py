@@ -135,6 +135,9 @@ def _checked(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
         if key in seen:
             raise BadInput(f"{name} holds two files called {info.filename[:100]!r}.", _AGAIN)
         seen.add(key)
+    for key in seen:
+        if any(str(folder) in seen for folder in PurePosixPath(key).parents):
+            raise BadInput(f"{name} holds {key[:100]!r} inside of what is a file.", _AGAIN)
     return infos
 
 
@@ -168,7 +171,8 @@ def safe_path(path: str) -> bool:
         and not path.startswith("/")
         and "\\" not in path
         and not _DRIVE.match(path)
-        and all(part not in ("..", ".") and not part.endswith((".", " ")) and ":" not in part for part in parts)
+        and path == str(PurePosixPath(path))
+        and all(part != ".." and not part.endswith((".", " ")) and ":" not in part for part in parts)
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from persona_lab.datasets.toolkit import clean, decode, json_type, read_bytes
 from persona_lab.errors import BadInput
-from persona_lab.personas.bounded import bounded_json, bounded_yaml, is_zip
+from persona_lab.personas.bounded import bounded_json, bounded_yaml, is_zip, unzip
 from persona_lab.personas.charx import icon_of, read_charx
 from persona_lab.personas.other_characters import as_card, is_other_character
 from persona_lab.personas.pictures import as_png, check_avatar, plain_picture
@@ -70,7 +70,7 @@ def card_of(data: bytes, name: str, yaml: bool = False) -> CardFile:
     if data.startswith(SIGNATURE[:4]):
         return _read_png(data, name)
     if is_zip(data):
-        return _read_charx(data, name)
+        return charx_of(unzip(data, name), name)
     kind = next((what for magic, what in _PICTURES.items() if data.startswith(magic)), "")
     if kind:
         raise BadInput(
@@ -106,8 +106,13 @@ def of_document(raw: Any, name: str) -> CardFile:
     return CardFile(card, None, spec, notes)
 
 
-def _read_charx(data: bytes, name: str) -> CardFile:
-    raw, files = read_charx(data, name)
+def charx_of(unpacked: Mapping[str, bytes], name: str) -> CardFile:
+    """The card of a CHARX's files, with its icon as the avatar.
+
+    Raises:
+        BadInput
+    """
+    raw, files = read_charx(unpacked, name)
     card, spec, notes = normalise(raw, name)
     icon = icon_of(card, files)
     if icon is None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from persona_lab.datasets.toolkit import decode
 from persona_lab.errors import BadInput
-from persona_lab.personas.bounded import bounded_json, pack, unzip
+from persona_lab.personas.bounded import bounded_json, pack
 
 CARD = "card.json"
 EMBEDDED = "embeded://"
@@ -22,13 +22,16 @@ _EMBEDDED = (EMBEDDED, "embedded://")
 ICON = "assets/icon/image/main.png"
 
 
-def read_charx(data: bytes, name: str) -> tuple[Any, dict[str, bytes]]:
+def read_charx(unpacked: Mapping[str, bytes], name: str) -> tuple[Any, dict[str, bytes]]:
     """The card object, as written, and every other file of the archive by its path.
 
+    Args:
+        unpacked: the archive's files (`bounded.unzip`).
+
     Raises:
-        BadInput: as `unzip`, or there is no card in it.
+        BadInput: there is no card in it, or it is no JSON.
     """
-    files = unzip(data, name)
+    files = dict(unpacked)
     if CARD not in files:
         listed = ", ".join(sorted(files)[:5]) or "nothing"
         raise BadInput(f"{name} is a zip without a {CARD} at its top (it holds {listed}).", "It is no CHARX character.")

@@ -122,7 +122,8 @@ def entry_of(row: Mapping[str, Any], number: int) -> Entry:
     """One entry of a `character_book`; fields of the wrong type count as absent."""
     more = row.get("extensions")
     more = more if isinstance(more, dict) else {}
-    content = row.get("content") if isinstance(row.get("content"), str) else ""
+    written = row.get("content")
+    content = written if isinstance(written, str) else ""
     title = next((t for t in (row.get("comment"), row.get("name")) if isinstance(t, str) and t.strip()), "")
     keys = _texts(row.get("keys"))
     logic = more.get("selectiveLogic")
