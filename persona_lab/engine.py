@@ -733,3 +733,9 @@ class Engine:
         except UnknownName:  # deleted since: the variant has the card it was made with
             return request
         return in_conversation(request, persona, self.home)
+
+    def token_counter(self, base: str = "starter") -> Callable[[str], int]:
+        """Counts a text's tokens as a base reads them; roughly, where that base is not on this machine."""
+        from persona_lab.lore import token_counter
+
+        return token_counter(self.home, base)
