@@ -14,7 +14,9 @@ MAX_PATTERN = 500
 SEARCH_SECONDS = 0.05
 ALL_SECONDS = 0.5
 _FLAGS = {"i": regex.IGNORECASE, "s": regex.DOTALL, "m": regex.MULTILINE, "u": regex.UNICODE, "g": 0, "y": 0}
-_MANY_REPEATS = regex.compile(r"\{\s*\d*\s*,?\s*(\d{4,})\s*\}")
+_REPEAT = regex.compile(r"\{\s*(\d*)\s*(?:,\s*\d*\s*)?\}")
+_RECURSION = regex.compile(r"\(\?(?:R|[+-]?\d|&|P>)")
+MAX_SIZE = 20_000
 
 
 class Patience:
@@ -75,7 +77,7 @@ class Search:
         return at >= 0
 
     def _matches(self, pattern: str, flags: int, key: str) -> bool:
-        if len(pattern) > MAX_PATTERN or _MANY_REPEATS.search(pattern):
+        if not _is_small(pattern):
             self.patience.give_up(self.title, key, "is too long or repeats too often for a regular expression")
             return False
         left = self.patience.left()
@@ -89,6 +91,18 @@ class Search:
         except (regex.error, ValueError, RecursionError, OverflowError, MemoryError) as error:
             self.patience.give_up(self.title, key, f"is no regular expression ({error})")
         return False
+
+
+def _is_small(pattern: str) -> bool:
+    """Whether compiling takes little memory: counted repeats are written out, and nested ones multiply."""
+    if len(pattern) > MAX_PATTERN or _RECURSION.search(pattern):
+        return False
+    size = len(pattern)
+    for least in _REPEAT.findall(pattern):
+        size *= min(max(int(least[:9] or 1), 1), MAX_SIZE)
+        if size > MAX_SIZE:
+            return False
+    return True
 
 
 def _is_word(character: str) -> bool:

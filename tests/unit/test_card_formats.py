@@ -108,7 +108,7 @@ def test_generated_cards_round_trip_through_every_format(raw: dict[str, Any]) ->
     assert canonical(as_it_was(raw, card)) == original
     assert canonical(raw) == original, "reading changed what was read"
 
-    png = card_to_png(card, None if len(original) % 2 else PICTURE)
+    png = card_to_png(card, PICTURE)
     chunks = {chunk.keyword: json.loads(bounded_base64(text_of(chunk, "x"))) for chunk in read_chunks(png, "x")
               if chunk.keyword in ("chara", "ccv3")}  # fmt: skip
     assert canonical(chunks["ccv3"]) == canonical(card)
@@ -217,7 +217,12 @@ SILLY = {
     [
         (SILLY, "a SillyTavern world-info file", ["tug", "engine"], "Tin Prayer."),
         ({"name": "b", "entries": [{"keys": ["k"], "content": "c", "odd": 1}]}, "a lorebook", ["k"], "c"),
-        ({"spec": "lorebook_v3", "data": {"entries": [{"keys": ["k"], "content": "c"}]}}, "a lorebook (V3)", ["k"], "c"),
+        (
+            {"spec": "lorebook_v3", "data": {"entries": [{"keys": ["k"], "content": "c"}]}},
+            "a lorebook (V3)",
+            ["k"],
+            "c",
+        ),
         ({"lorebookVersion": 5, "entries": [{"keys": ["k"], "text": "c"}]}, "a NovelAI lorebook", ["k"], "c"),
         ({"kind": "memory", "entries": [{"keywords": ["k"], "entry": "c"}]}, "an Agnai memory book", ["k"], "c"),
         ({"type": "risu", "data": [{"key": "k, l", "content": "c"}]}, "a RisuAI lorebook", ["k", "l"], "c"),
