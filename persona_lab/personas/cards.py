@@ -83,6 +83,11 @@ def card_of(data: bytes, name: str, yaml: bool = False) -> CardFile:
 def document(data: bytes, name: str, yaml: bool = False) -> Any:
     """A JSON or YAML file's value."""
     text = decode(data, name)
+    if not yaml and text.lstrip()[:1] not in ("{", "[", '"'):
+        raise BadInput(
+            f"{name} is a text file that begins with {text.strip()[:30]!r}, not a character card.",
+            "Character cards are PNG, CHARX or JSON files; YAML is read where the name ends in .yaml or .yml.",
+        )
     return bounded_yaml(text, name) if yaml else bounded_json(text, name)
 
 

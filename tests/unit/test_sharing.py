@@ -283,7 +283,8 @@ def test_edits_can_be_taken_back_and_brought_back(engine: Engine, persona_factor
 def test_example_dialogues(persona_factory: Any) -> None:
     text = (
         "<start>\n*Rain.*\n{{user}}: Lost?\nStill?\n{{char}}: Never.\n{{CHAR}}: The map is late.\n<START>\n"
-        "Tamsin Quill: Mind the stair, {{user}}.\n<USER>: Why?\n<BOT>: Drawn from memory.\n<START>\n{{user}}: Unanswered"
+        "Tamsin Quill: Mind the stair, {{user}}.\n<USER>: Why?\n<BOT>: Drawn from memory.\n<START>\n"
+        "{{user}}: Unanswered"
     )
     first, second = example_dialogues(persona_factory(mes_example=text), "Kim")
     assert [(m.role, m.content) for m in first.messages] == [
