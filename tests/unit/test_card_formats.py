@@ -328,3 +328,15 @@ def test_numbers_that_json_cannot_write_become_null() -> None:
     read = card_of(b'{"name": "A", "x": [NaN, 1e999, -Infinity, 1e10]}', "x")
     assert read.card["data"]["x"] == [None, None, None, 1e10]
     json.loads(card_to_json(read.card), parse_constant=pytest.fail)
+
+
+def test_damaged_files_are_read_or_refused_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few hundred cases and all bombs; benchmarks/fuzz_cards.py runs thousands."""
+    import importlib
+
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    result = importlib.import_module("fuzz_cards").campaign(cases=400, seed=7)
+    assert result.failures == []
+    assert result.cases > 400
+    assert result.refused["bomb"] >= 15
+    assert result.taken.total() > 50, "the damage leaves something to read"
