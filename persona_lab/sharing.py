@@ -28,6 +28,7 @@ from persona_lab.personas.cards import CardFile, card_name, card_to_json, card_t
 from persona_lab.personas.charx import write_charx
 from persona_lab.personas.files import read_persona_file
 from persona_lab.personas.macros import unknown_macros
+from persona_lab.personas.probe_file import probes_of
 from persona_lab.personas.store import (
     PROBES,
     example_folders,
@@ -44,6 +45,7 @@ SUFFIXES = {"png": "png", "json": "json", "charx": "charx", "bundle": "persona.z
 WEIGHTS = "persona_lab/weights"
 """Key of a card's `extensions` that names the weights trained for it."""
 PROVENANCE = "provenance.json"
+MAX_HISTORY = 20
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,14 @@ def import_file(catalog: Catalog, path: Path, persona_id: str | None = None) -> 
     name = card_name(card.card["data"])
     chosen = _free_id(catalog, persona_id, name)
     persona = Persona(id=chosen, name=name, card=card.card)
-    if isinstance(found, Bundle):
-        return _import_bundle(catalog, persona, found)
-    if card.files:
-        save_assets(catalog.home.persona(chosen), card.files)
-    saved = catalog.save_persona(persona, card.avatar_png)
-    return Imported(saved, f"a character card ({card.spec})", _notes(card, saved))
+    bundle = found if isinstance(found, Bundle) else None
+    saved, summary = _install(catalog, persona, card, bundle)
+    if bundle is None:
+        return Imported(saved, f"a character card ({card.spec})", _notes(card, saved))
+    rows = sum(summary.counts.get(split, 0) for split in ("train", "validation", "test")) if summary else 0
+    kind = f"a bundle with {rows} conversations" if rows else "a bundle without data"
+    licence = f"Licence: {bundle.licence.splitlines()[0][:200]}"
+    return Imported(saved, kind, (licence, *_notes(card, saved)))
 
 
 def _free_id(catalog: Catalog, wanted: str | None, name: str) -> str:
@@ -127,30 +131,37 @@ def import_lorebook(catalog: Catalog, path: Path, persona: Persona) -> Imported:
     return Imported(saved, kind, (told,))
 
 
-def _import_bundle(catalog: Catalog, persona: Persona, bundle: Bundle) -> Imported:
-    """All files into a folder beside the personas, checked there, then moved in one step."""
-    catalog.home.persona(persona.id).parent.mkdir(parents=True, exist_ok=True)
+def _install(
+    catalog: Catalog, persona: Persona, card: CardFile, bundle: Bundle | None
+) -> tuple[Persona, DatasetSummary | None]:
+    """All files into a folder of their own, checked there, then moved to the personas in one step."""
+    summary = None
     with tempfile.TemporaryDirectory(dir=catalog.home.root, prefix=".incoming-") as made:
         folder = Path(made) / persona.id
-        save_persona(folder, persona, bundle.card.avatar_png)
-        save_assets(folder, bundle.card.files)
-        for name, text in ((PROBES, bundle.probes), (LEDGER, bundle.held_out)):
-            if text:
-                write_atomic(folder / name, text)
-        write_atomic(folder / PROVENANCE, _as_json({**bundle.provenance, "licence": bundle.licence}))
+        save_persona(folder, persona, card.avatar_png)
+        save_assets(folder, card.files)
+        if bundle is not None:
+            summary = _unpack(folder, persona, bundle)
         load_persona(folder)
-        read_ledger(folder)
-        summary = _place_dataset(folder, persona, bundle)
-        folder.rename(catalog.home.persona(persona.id))
-    catalog.library.put(
-        "personas", {"id": persona.id, "name": persona.name, "example": False, "created": now(), "changed": now()}
-    )
+        target = catalog.home.persona(persona.id)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(target)
+    row = {"id": persona.id, "name": persona.name, "example": False, "created": now(), "changed": now()}
+    catalog.library.put("personas", row)
     if summary is not None:
         catalog.library.put("datasets", summary.model_dump(mode="json"))
-    saved = catalog.persona(persona.id)
-    what = f"{sum(summary.counts.get(s, 0) for s in ('train', 'validation', 'test'))} conversations" if summary else ""
-    notes = (f"Licence: {bundle.licence.splitlines()[0][:200]}", *_notes(bundle.card, saved))
-    return Imported(saved, "a bundle" + (f" with {what}" if what else " without data"), notes)
+    return catalog.persona(persona.id), summary
+
+
+def _unpack(folder: Path, persona: Persona, bundle: Bundle) -> DatasetSummary | None:
+    """What a bundle has beyond a card."""
+    for name, text in ((PROBES, bundle.probes), (LEDGER, bundle.held_out)):
+        if text:
+            write_atomic(folder / name, text)
+    write_atomic(folder / PROVENANCE, _as_json({**bundle.provenance, "licence": bundle.licence}))
+    probes_of(folder)
+    read_ledger(folder)
+    return _place_dataset(folder, persona, bundle)
 
 
 def _place_dataset(folder: Path, persona: Persona, bundle: Bundle) -> DatasetSummary | None:
@@ -309,7 +320,10 @@ def _provenance(
     if variants:
         document["weights"] = [v.model_dump(mode="json", include={"id", "base", "strategy", "seed"}) for v in variants]
     if earlier:
-        document["before"] = dict(earlier)
+        history = earlier.get("before")
+        history = history if isinstance(history, list) else []
+        last = {key: value for key, value in earlier.items() if key != "before"}
+        document["before"] = [*history, last][-MAX_HISTORY:]
     return document
 
 

@@ -28,6 +28,7 @@ MAX_UNPACKED = 160 * 2**20
 MAX_ENTRY = 64 * 2**20
 MAX_RATIO = 200
 MAX_NAME = 300
+MAX_PART = 200
 _RATIO_FROM = 1 * 2**20
 _ODD_NUMBER = re.compile(r"NaN|Infinity|[eE]\+?\d{3}|\d{309}")
 _DRIVE = re.compile(r"^[A-Za-z]:")
@@ -173,6 +174,7 @@ def safe_path(path: str) -> bool:
         and not _DRIVE.match(path)
         and path == str(PurePosixPath(path))
         and all(part != ".." and not part.endswith((".", " ")) and ":" not in part for part in parts)
+        and all(len(part.encode("utf-8", "replace")) <= MAX_PART for part in parts)
     )
 
 

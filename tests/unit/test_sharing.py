@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -67,7 +69,7 @@ def test_a_bundle_brings_everything_to_another_home(engine: Engine, tmp_path: Pa
         again = other.export_persona("nan", "bundle", tmp_path / "again.zip")
         files = unzip(again.read_bytes(), "again")
         assert files["LICENSE.txt"] == b"CC BY 4.0\nBy Nan.\n", "a licence stays with what it was given for"
-        assert json.loads(files["provenance.json"])["before"]["exported_from"] == PERSON
+        assert json.loads(files["provenance.json"])["before"][0]["exported_from"] == PERSON
         assert str(tmp_path).encode() not in b"".join(files.values()), "no path of this machine is passed on"
 
 
@@ -138,6 +140,26 @@ def test_a_bundle_leads_nowhere_else(engine: Engine, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="leads out"):
         engine.import_persona(tmp_path / "evil.zip")
     assert not list(tmp_path.rglob("evil"))
+
+
+def test_damaged_archives_never_half_arrive(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    fuzz = importlib.import_module("fuzz_seeds")
+    good = fuzz.seeds()
+    arrived = 0
+    for number in range(80):
+        name = ("card.charx", "bundle.zip")[number % 2]
+        (tmp_path / name).write_bytes(fuzz.damaged(name, good, Random(number))[1])
+        try:
+            persona = engine.import_persona(tmp_path / name, f"p{number}")
+        except BadInput:
+            assert not engine.home.persona(f"p{number}").exists()
+            continue
+        arrived += 1
+        assert engine.persona(persona.id).card == persona.card
+        engine.probes(persona.id)
+    assert arrived > 5
+    assert not list(engine.home.root.glob(".incoming*"))
 
 
 def test_a_card_names_its_weights(tmp_path: Path, persona_factory: Any) -> None:

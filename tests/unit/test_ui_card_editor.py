@@ -43,7 +43,8 @@ def test_the_preview_shows_prompt_tokens_and_what_wakes(persona_factory: Make) -
         {"keys": ["a", "b, c"], "content": "x", "insertion_order": 7, "enabled": False, "constant": True, "odd": 1},
         {
             "keys": ["a"], "secondary_keys": ["s"], "selective": True, "content": " x ", "use_regex": True,
-            "priority": 2, "case_sensitive": False, "extensions": {"selectiveLogic": 3, "match_whole_words": True, "vendor": 1},
+            "priority": 2, "case_sensitive": False,
+            "extensions": {"selectiveLogic": 3, "match_whole_words": True, "vendor": 1},
             "position": "before_char", "comment": "t",
         },
         {"keys": ["a"], "secondary_keys": ["kept"], "selective": False, "content": "@@activate\nx"},
