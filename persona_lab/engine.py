@@ -180,12 +180,12 @@ class Engine:
         Raises:
             UnknownName. BadInput: the file is there already, or the persona cannot be written so.
         """
-        from persona_lab import sharing
+        from persona_lab import passing_on
 
         persona = self.persona(persona_id)
         data = self._shared_data(persona_id) if format == "bundle" else None
         variants = [self.variant(variant_id) for variant_id in variant_ids]
-        return sharing.export_persona(self.catalog, persona, format, Path(out), variants, data, licence)
+        return passing_on.export_persona(self.catalog, persona, format, Path(out), variants, data, licence)
 
     # --- probes of one's own ---------------------------------------------------------------------
 

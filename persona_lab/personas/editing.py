@@ -11,7 +11,7 @@ from typing import Any
 from persona_lab.errors import BadInput
 from persona_lab.personas.bounded import bounded_json
 from persona_lab.personas.cards import MAX_NAME, V1_FIELDS, card_name, normalise
-from persona_lab.personas.lorebook import MAX_ENTRIES
+from persona_lab.personas.lorebook_entries import MAX_ENTRIES
 from persona_lab.types import Persona
 
 TEXTS = (

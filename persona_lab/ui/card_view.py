@@ -7,7 +7,8 @@ from typing import Any
 
 from persona_lab.personas.dialogues import example_dialogues
 from persona_lab.personas.editing import entries_of
-from persona_lab.personas.lorebook import Entry, Lore, entry_of
+from persona_lab.personas.lorebook import Entry, Lore
+from persona_lab.personas.lorebook_entries import entry_of
 from persona_lab.personas.macros import unknown_macros
 from persona_lab.personas.prompt import greetings, lore_of, substitute, system_prompt
 from persona_lab.types import Message, Persona

@@ -8,7 +8,13 @@ import gradio as gr
 
 from persona_lab.errors import PersonaLabError
 from persona_lab.personas.editing import entries_of, with_book, with_entry, without_entry
-from persona_lab.personas.lorebook import DEFAULT_BUDGET, DEFAULT_SCAN_DEPTH, MAX_BUDGET, MAX_SCAN_DEPTH, book_of
+from persona_lab.personas.lorebook_entries import (
+    DEFAULT_BUDGET,
+    DEFAULT_SCAN_DEPTH,
+    MAX_BUDGET,
+    MAX_SCAN_DEPTH,
+    book_of,
+)
 from persona_lab.types import Persona
 from persona_lab.ui.card_view import LOGIC, entries_table, entry_fields, entry_values
 from persona_lab.ui.html import PICK_SCRIPT, empty

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from persona_lab.personas.lorebook import Book, Lore, book_of, entry_of, lore_for
+from persona_lab.personas.lorebook import Book, Lore, book_of, lore_for
+from persona_lab.personas.lorebook_entries import entry_of
 from persona_lab.personas.prompt import lore_of, system_prompt, with_lore
 from persona_lab.types import Message, Persona
 

@@ -18,6 +18,7 @@ from persona_lab.engine import Engine
 from persona_lab.errors import BadInput, UnknownName
 from persona_lab.home import Home
 from persona_lab.lore import in_conversation
+from persona_lab.passing_on import WEIGHTS, with_weights
 from persona_lab.personas.bounded import pack, unzip
 from persona_lab.personas.bundle import SUMS
 from persona_lab.personas.cards import read_card
@@ -32,7 +33,6 @@ from persona_lab.personas.editing import (
     without_entry,
 )
 from persona_lab.personas.versions import MAX_VERSIONS, can_redo, versions
-from persona_lab.sharing import WEIGHTS, with_weights
 from persona_lab.types import ChatRequest, Message, Persona, Variant
 
 PERSON = "nan_tolliver"
