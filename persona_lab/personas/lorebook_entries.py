@@ -22,6 +22,7 @@ MAX_ENTRIES = 5_000
 MAX_KEYS = 20_000
 """Of the whole book."""
 MAX_CONTENT = 20_000
+_LARGEST = 1_000_000_000
 _DECORATOR = re.compile(r"@@(@?)([a-z_]{1,40})[ \t]*(.*)")
 Logic = Literal["any", "not_all", "not_any", "all"]
 _LOGIC: tuple[Logic, ...] = ("any", "not_all", "not_any", "all")
@@ -182,7 +183,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _number(value: Any, otherwise: float) -> float:
-    return value if _is_number(value) else otherwise
+    return min(max(value, -_LARGEST), _LARGEST) if _is_number(value) else otherwise
 
 
 def _whole(value: Any, otherwise: int, most: int) -> int:
