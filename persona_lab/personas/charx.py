@@ -6,15 +6,13 @@ Source: character card specification V3 (kwaroran/character-card-spec-v3). Its a
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Mapping
 from typing import Any
-
-from PIL import Image
 
 from persona_lab.datasets.toolkit import decode
 from persona_lab.errors import BadInput
 from persona_lab.personas.bounded import bounded_json, pack
+from persona_lab.personas.pictures import as_png
 
 CARD = "card.json"
 EMBEDDED = "embeded://"
@@ -69,7 +67,7 @@ def _with_avatar(
 ) -> tuple[dict[str, bytes], Mapping[str, Any], str]:
     """The avatar in the place of the icon that it came from, else as an asset of its own."""
     present = icon_of(card, files)
-    if present is not None and (present == avatar or _same_picture(present, avatar)):
+    if present is not None and (present == avatar or _made_of(present, avatar)):
         return files, card, text
     mains = [a for a in _assets(card) if a.get("type") == "icon" and a.get("name") == "main"]
     path = next((_path(a) for a in mains if _path(a).lower().endswith(".png")), "") or ICON
@@ -83,13 +81,12 @@ def _with_avatar(
     return files, card, as_json(card)
 
 
-def _same_picture(one: bytes, other: bytes) -> bool:
-    """Whether two files show the same: an icon in another format was made the avatar by conversion."""
+def _made_of(icon: bytes, avatar: bytes) -> bool:
+    """Whether the avatar is what an import makes of this icon."""
     try:
-        with Image.open(io.BytesIO(one)) as first, Image.open(io.BytesIO(other)) as second:
-            return first.size == second.size and first.convert("RGBA").tobytes() == second.convert("RGBA").tobytes()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return False
+        return as_png(icon, "The icon") == avatar
+    except BadInput:
+        return False  # a damaged icon never became an avatar
 
 
 def _assets(card: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from PIL import Image
 from persona_lab.errors import BadInput
 
 MAX_PIXELS = 40_000_000
+MAX_SIDE = 2_048
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 _BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
@@ -34,7 +35,7 @@ def check_avatar(png: bytes, name: str) -> tuple[int, int]:
 
 
 def as_png(data: bytes, name: str) -> bytes:
-    """A picture as PNG; one that is PNG already stays as it is.
+    """A picture as PNG: one that is PNG already as it is, another converted, with at most 2,048 pixels a side.
 
     Raises:
         BadInput: it is no picture that can be shown, or it has more than 40 million pixels.
@@ -47,6 +48,7 @@ def as_png(data: bytes, name: str) -> bytes:
                 image.load()
                 if image.format == "PNG":
                     return data
+                image.thumbnail((MAX_SIDE, MAX_SIDE))
                 buffer = io.BytesIO()
                 image.convert("RGBA" if "A" in image.getbands() or image.mode == "P" else "RGB").save(buffer, "PNG")
                 return buffer.getvalue()
