@@ -34,7 +34,7 @@ from persona_lab.types import Dataset, DatasetSummary
 FORMAT, VERSION = "persona-lab-bundle", 1
 MANIFEST, SUMS = "bundle.json", "SHA256SUMS"
 ASSETS = "assets/"
-MAX_DATASET = 32 * 2**20
+MAX_DATASET = 16 * 2**20
 MAX_FILE = 64 * 2**20
 MAX_LICENCE = 20_000
 UNSTATED = "No licence was stated by whoever made this bundle: ask before you pass it on."
@@ -139,7 +139,7 @@ def _data(files: Mapping[str, bytes], name: str) -> tuple[Dataset | None, Datase
         return None, None
     content = files["dataset.jsonl"]
     if len(content) > MAX_DATASET:
-        raise BadInput(f"{name}: its dataset has {len(content) / 2**20:,.0f} MiB; at most 32 are read.", _MADE_ANEW)
+        raise BadInput(f"{name}: its dataset has {len(content) / 2**20:,.0f} MiB; at most 16 are read.", _MADE_ANEW)
     with tempfile.TemporaryDirectory(prefix="persona-lab-") as folder:
         path = Path(folder) / "dataset.jsonl"
         path.write_bytes(content)
