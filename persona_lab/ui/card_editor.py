@@ -96,7 +96,8 @@ class CardEditor:
         )  # fmt: skip
         tab.select(self._bases, self.base, self.base, **QUIET)
         gr.on(
-            [box.input for box in self.form] + [self.said.input, self.base.input],
+            # not `input`: gradio 6.31 sends that for pressed keys only, not for what is pasted, cut or deleted
+            [box.change for box in self.form] + [self.said.change, self.base.change],
             guarded(1)(self.look), [person, self.said, self.base, *self.form], seen, **TYPED,
         )  # fmt: skip
         self.lore.changed.change(

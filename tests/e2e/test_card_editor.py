@@ -30,7 +30,7 @@ def test_editing_a_card(app: App, new_page: Callable[[str], Any], tmp_path: Path
     box = page.locator("#card-description textarea")
     before = box.input_value()
     box.fill(before + " {{char}} whistles hymns in {{starlight}}.")
-    expect(drawn).to_contain_text("whistles hymns")
+    expect(drawn).to_contain_text("whistles hymns", timeout=20_000)
     expect(drawn).to_contain_text("not saved yet")
     expect(drawn).to_contain_text("{{starlight}}")
     assert int(drawn.get_attribute("data-tokens") or 0) > tokens
