@@ -21,6 +21,16 @@ GREETINGS = 10
 """Boxes for alternate greetings; what a card has beyond them is kept."""
 PICTURES = [".png", ".jpg", ".jpeg", ".webp", ".gif"]
 MAX_PICTURE = 32 * 2**20
+# Whatever is typed, pasted, cut or deleted in the editor becomes, after a pause, one `select` event of the preview.
+# A textbox's own `input` (gradio 6.31) is sent for pressed keys only; its `change` also for each box that is filled.
+TYPED_SCRIPT = """
+const editor = element.closest('#card-editor');
+let pause;
+const typed = () => { clearTimeout(pause); pause = setTimeout(() => trigger('select', {}), 250); };
+if (editor.typed) editor.removeEventListener('input', editor.typed);
+editor.typed = typed;
+editor.addEventListener('input', typed);
+"""
 TYPED: dict[str, Any] = QUIET | {"trigger_mode": "always_last"}
 
 
@@ -85,7 +95,7 @@ class CardEditor:
         self.base = gr.Dropdown(
             ["starter"], value="starter", label="Tokens as this base counts them", elem_id="card-base"
         )
-        self.preview = gr.HTML(elem_id="card-preview")
+        self.preview = gr.HTML(elem_id="card-preview", js_on_load=TYPED_SCRIPT)
 
     def attach(self, tab: gr.Tab) -> None:
         """Follow the chosen character. Not the tab: what was typed must survive a look at another tab."""
@@ -96,8 +106,7 @@ class CardEditor:
         )  # fmt: skip
         tab.select(self._bases, self.base, self.base, **QUIET)
         gr.on(
-            # not `input`: gradio 6.31 sends that for pressed keys only, not for what is pasted, cut or deleted
-            [box.change for box in self.form] + [self.said.change, self.base.change],
+            [self.preview.select, self.base.change],
             guarded(1)(self.look), [person, self.said, self.base, *self.form], seen, **TYPED,
         )  # fmt: skip
         self.lore.changed.change(

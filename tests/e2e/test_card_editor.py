@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def test_editing_a_card(app: App, new_page: Callable[[str], Any], tmp_path: Path) -> None:
+    expect.set_options(timeout=30_000)
     page = new_page(app.start())
     page.locator(".pl-card[data-id=magpie]").click()
     editor = page.locator("#card-editor")
@@ -27,10 +28,11 @@ def test_editing_a_card(app: App, new_page: Callable[[str], Any], tmp_path: Path
     tokens = int(drawn.get_attribute("data-tokens") or 0)
     assert tokens > 50
 
+    expect(drawn).to_contain_text("saved")
     box = page.locator("#card-description textarea")
     before = box.input_value()
     box.fill(before + " {{char}} whistles hymns in {{starlight}}.")
-    expect(drawn).to_contain_text("whistles hymns", timeout=20_000)
+    expect(drawn).to_contain_text("whistles hymns")
     expect(drawn).to_contain_text("not saved yet")
     expect(drawn).to_contain_text("{{starlight}}")
     assert int(drawn.get_attribute("data-tokens") or 0) > tokens
