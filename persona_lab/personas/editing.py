@@ -103,7 +103,7 @@ def _set_rest(data: dict[str, Any], rest: str) -> None:
     try:
         values = bounded_json(rest or "{}", what)
     except BadInput as error:
-        raise BadInput(error.message, "Mend it, or copy the card's own again with Undo.") from error
+        raise BadInput(error.message, "Mend it; choosing the character again brings the card's own back.") from error
     if not isinstance(values, dict):
         raise BadInput(f"{what} is not an object.", "Begin it with { and end it with }.")
     for key in [key for key, value in data.items() if not _has_place(key, value)]:

@@ -50,7 +50,7 @@ def test_editing_a_card(app: App, new_page: Callable[[str], Any], tmp_path: Path
 
     page.locator("#card-said textarea, #card-said input").first.fill("How is the tug?")
     expect(drawn).to_contain_text("Tin Prayer is a one-pilot salvage tug")
-    editor.get_by_role("button", name="Lorebook", exact=True).click()
+    page.locator("#lorebook").get_by_role("button", name="Lorebook").first.click()
     page.locator("#entry-save").click()
     expect(page.locator("#lorebook-problem")).to_contain_text("says nothing")
     page.locator("#entry-title textarea, #entry-title input").first.fill("Song")
