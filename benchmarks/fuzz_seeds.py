@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import copy
 import hashlib
 import io
 import json
@@ -199,8 +198,7 @@ def _json(data: bytes, random: Random) -> bytes:
 
 
 def _replaced(value: Any, random: Random) -> Any:
-    """The document with one value, anywhere in it, made hostile, gone, or a copy of another."""
-    value = copy.deepcopy(value)
+    """The document with one value, anywhere in it, made hostile, gone, or repeated. Changes `value`."""
     holders = [value] if isinstance(value, (dict, list)) and value else []
     for holder in holders:
         inner = holder.values() if isinstance(holder, dict) else holder

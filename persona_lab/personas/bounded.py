@@ -116,7 +116,7 @@ def unzip(data: bytes, name: str) -> dict[str, bytes]:
             infos = _checked(archive, name)
             return {info.filename: _unpacked(archive, info, name) for info in infos}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, ValueError, RuntimeError) as error:
-        raise BadInput(f"{name} is a damaged zip archive: {error}.", _AGAIN) from error
+        raise BadInput(f"{name} is a damaged zip archive: {str(error)[:120]}.", _AGAIN) from error
 
 
 def _checked(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:

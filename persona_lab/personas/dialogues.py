@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 
-from persona_lab.personas.macros import substitute
+from persona_lab.personas.macros import spoken_name, substitute
 from persona_lab.types import Conversation, Message, Persona
 
 MAX_TEXT = 200_000
@@ -54,7 +54,7 @@ def _messages(part: str, persona: Persona, user: str) -> Iterator[Message]:
 
 def _own_names(part: str, persona: Persona) -> str:
     """`Ada:` at the start of a line is the character speaking, as `{{char}}:` is."""
-    for name in dict.fromkeys((persona.name.strip(), persona.field("nickname").strip())):
+    for name in dict.fromkeys((persona.name.strip(), spoken_name(persona))):
         if name:
             part = re.sub(rf"^[ \t]*{re.escape(name)}[ \t]*:", "{{char}}:", part, flags=re.MULTILINE)
     return part

@@ -17,6 +17,7 @@ _TAG = re.compile(r"<(bot|user)>", re.IGNORECASE)
 _ROLL = re.compile(r"(\d{0,2})d?(\d{1,6})", re.IGNORECASE)
 _LONGEST = 200_000
 _MOST_PASSES = 4
+MAX_NAME = 200
 _MOST_REPORTED = 20
 _FIELDS = {
     "description": "description",
@@ -34,24 +35,41 @@ def substitute(text: str, persona: Persona, user: str = "User", original: str = 
     `{{char}}` and `<BOT>` give the nickname or the name, `{{user}}` and `<USER>` the `user`, `{{original}}` what the
     field replaces; comments (`{{// ...}}`, `{{comment: ...}}`) and `{{hidden_key: ...}}` go.
     """
-    char = persona.field("nickname").strip() or persona.name
-    text = _TAG.sub(lambda match: char if match[1].lower() == "bot" else user, text[:_LONGEST])
+    char = spoken_name(persona)
+    room = _Room()
+    text = _TAG.sub(lambda match: room.take(char if match[1].lower() == "bot" else user), text[:_LONGEST])
     if "{{" not in text:
         return text
     fixed = {"char": char, "user": user, "original": original, "newline": "\n", "noop": "", "trim": ""}
     fixed |= {name: _own(persona, field, char, user) for name, field in _FIELDS.items() if name in text.lower()}
     for _ in range(_MOST_PASSES):  # macros may stand inside macros; innermost first
-        replaced = _MACRO.sub(lambda match: _expand(match[0], match[1], fixed), text)
+        replaced = _MACRO.sub(lambda match: room.take(_expand(match[0], match[1], fixed)), text)
         if replaced == text:
             break
         text = replaced[:_LONGEST]
     return text
 
 
+def spoken_name(persona: Persona) -> str:
+    """What the character is called: the nickname, else the name."""
+    return persona.field("nickname")[:MAX_NAME].strip() or persona.name
+
+
+class _Room:
+    """How much macros may still write in one text: small ones can name large ones thousands of times."""
+
+    def __init__(self) -> None:
+        self._left = _LONGEST
+
+    def take(self, text: str) -> str:
+        self._left -= len(text)
+        return text if self._left >= 0 else ""
+
+
 def _own(persona: Persona, field: str, char: str, user: str) -> str:
     """Another field of the card, with nothing but names filled in, so that fields cannot name each other for ever."""
     simple = {"char": char, "user": user}
-    return _MACRO.sub(lambda match: simple.get(match[1].strip().lower(), ""), persona.field(field))[:20_000]
+    return _MACRO.sub(lambda match: simple.get(match[1].strip().lower(), ""), persona.field(field)[:20_000])[:20_000]
 
 
 def _expand(whole: str, inner: str, fixed: Mapping[str, str]) -> str:
