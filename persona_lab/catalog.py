@@ -35,7 +35,6 @@ from persona_lab.types import (
     RunView,
     Variant,
     now,
-    slug,
 )
 
 if TYPE_CHECKING:
@@ -135,28 +134,8 @@ class Catalog:
         reading = read(path, self._example(persona_id))
         return build_dataset(reading, persona_id, 1, f"{persona_id} v1", path.name)[0]
 
-    def import_persona(self, path: Path, persona_id: str | None) -> Persona:
-        """A card as a new persona.
-
-        Raises:
-            BadInput: the file is no card, or the id is taken or malformed.
-        """
-        from persona_lab.personas.cards import read_card
-        from persona_lab.personas.store import example_folders
-
-        card = read_card(path)
-        name = str(card.card.get("data", {}).get("name") or path.stem)
-        if persona_id and (self.has_persona(persona_id) or persona_id in example_folders()):
-            fix = "Choose another with --id, or delete that persona first."
-            raise BadInput(f"There is a persona called {persona_id!r} already.", fix)
-        if persona_id and slug(persona_id) != persona_id:
-            raise BadInput(
-                f"{persona_id!r} cannot be an id.", f"Use small letters, digits, _ and -: {slug(persona_id)!r}."
-            )
-        chosen = persona_id or self._free_persona_id(slug(name, "persona"))
-        return self.save_persona(Persona(id=chosen, name=name, card=card.card), card.avatar_png)
-
-    def _free_persona_id(self, wanted: str) -> str:
+    def free_persona_id(self, wanted: str) -> str:
+        """`wanted`, with a number where a persona or a shipped example has it."""
         from persona_lab.personas.store import example_folders
 
         taken = {row["id"] for row in self.library.all("personas")} | set(example_folders())
@@ -178,23 +157,14 @@ class Catalog:
         self.library.put("personas", row | {"name": persona.name, "example": persona.example, "changed": now()})
         return self.persona(persona.id)
 
-    def export_persona(self, persona: Persona, format: str, out: Path) -> Path:
-        """Write the card as PNG or JSON; refuses to overwrite.
+    def refreshed(self, persona_id: str) -> Persona:
+        """The persona as its files have it, after these were changed; its row follows."""
+        from persona_lab.personas.store import load_persona
 
-        Raises:
-            UnknownName, BadInput
-        """
-        from persona_lab.personas.cards import card_to_json, card_to_png
-
-        if format not in ("png", "json"):
-            raise UnknownName("card format", format, ("png", "json"))
-        if out.is_dir():
-            out = out / f"{persona.id}.{format}"
-        if out.exists():
-            raise BadInput(f"{out} exists already and was left alone.", "Name another file with --out.")
-        avatar = Path(persona.avatar).read_bytes() if persona.avatar else None
-        write_atomic(out, card_to_json(persona.card) if format == "json" else card_to_png(persona.card, avatar))
-        return out
+        found = load_persona(self.home.persona(persona_id))
+        row = self.library.get("personas", persona_id) or {"id": persona_id, "created": now()}
+        self.library.put("personas", row | {"name": found.name, "example": False, "changed": now()})
+        return self.persona(persona_id)
 
     # --- probes of one's own ---------------------------------------------------------------------
 

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from persona_lab.export.choices import ExportChoice
     from persona_lab.personas.probe_file import ProbeFile
     from persona_lab.personas.propose import ProposedFact
+    from persona_lab.sharing import Imported
     from persona_lab.storage import Use
     from persona_lab.studio.studio import Studio
 
@@ -152,12 +153,12 @@ class Engine:
         return self.catalog.persona(persona_id)
 
     def import_persona(self, path: str | Path, persona_id: str | None = None) -> Persona:
-        """A character card (JSON or PNG) as a new persona; never overwrites one.
+        """A character card of any kind, or a bundle, as a new persona; never overwrites one.
 
         Raises:
             BadInput
         """
-        return self.catalog.import_persona(Path(path), persona_id)
+        return self.import_character(path, persona_id).persona
 
     def save_persona(self, persona: Persona, avatar_png: bytes | None = None) -> Persona:
         """Create or replace a persona; runs and variants keep the card they were made with."""
@@ -181,9 +182,24 @@ class Engine:
         """
         return self.catalog.trash.bring_back()
 
-    def export_persona(self, persona_id: str, format: str, out: str | Path) -> Path:
-        """Write the card as `png` or `json`; gives the file."""
-        return self.catalog.export_persona(self.persona(persona_id), format, Path(out))
+    def export_persona(
+        self, persona_id: str, format: str, out: str | Path, variant_ids: Sequence[str] = (), licence: str = ""
+    ) -> Path:
+        """Write the persona as `png`, `json`, `charx` or `bundle` (with data and probes); gives the file.
+
+        Args:
+            variant_ids: whose weights the exported card names.
+            licence: of a bundle, in the user's words.
+
+        Raises:
+            UnknownName. BadInput: the file is there already, or the persona cannot be written so.
+        """
+        from persona_lab import passing_on
+
+        persona = self.persona(persona_id)
+        data = self._shared_data(persona_id) if format == "bundle" else None
+        variants = [self.variant(variant_id) for variant_id in variant_ids]
+        return passing_on.export_persona(self.catalog, persona, format, Path(out), variants, data, licence)
 
     # --- probes of one's own ---------------------------------------------------------------------
 
@@ -669,7 +685,7 @@ class Engine:
         from persona_lab.inference.client import ChatClient
 
         busy = self.supervisor.busy()
-        requests = list(requests)
+        requests = [self._with_lore(request) for request in requests]
         if busy and self.machine().device != "cpu":
             for request in requests:
                 text = f"The accelerator is busy with run {busy}. Wait for it, or stop it."
@@ -854,3 +870,60 @@ class Engine:
 
         variant = self.variant(variant_id)
         return export_choices(self.plugins, variant, self.base_model(variant.base))
+
+    # --- cards, lorebooks and bundles ------------------------------------------------------------
+
+    def import_character(self, path: str | Path, persona_id: str | None = None) -> Imported:
+        """As `import_persona`, with what the file was and what to know of it.
+
+        Raises:
+            BadInput
+        """
+        from persona_lab import sharing
+
+        with self._guard:
+            return sharing.import_file(self.catalog, Path(path), persona_id)
+
+    def import_lorebook(self, path: str | Path, persona_id: str) -> Imported:
+        """A world-info file, or another card's lorebook, into a persona's own.
+
+        Raises:
+            UnknownName. BadInput: there is no lorebook in it.
+        """
+        from persona_lab import sharing
+
+        with self._guard:
+            return sharing.import_lorebook(self.catalog, Path(path), self.persona(persona_id))
+
+    def undo_card(self, persona_id: str, again: bool = False) -> Persona:
+        """Take the last edit of a card back; `again` brings back what was taken back.
+
+        Raises:
+            UnknownName. BadInput: there is nothing to take back.
+        """
+        from persona_lab.personas.versions import redo_edit, undo_edit
+
+        with self._guard:
+            self.persona(persona_id)
+            (redo_edit if again else undo_edit)(self.home.persona(persona_id))
+            return self.catalog.refreshed(persona_id)
+
+    def _shared_data(self, persona_id: str) -> tuple[Dataset, DatasetSummary] | None:
+        summaries = self.datasets(persona_id)
+        return (self.dataset(summaries[0].id), summaries[0]) if summaries else None
+
+    def _with_lore(self, request: ChatRequest) -> ChatRequest:
+        """The request with what its messages wake in the persona's lorebook."""
+        from persona_lab.lore import in_conversation
+
+        try:
+            persona = self.catalog.persona(request.variant.persona)
+        except UnknownName:  # deleted since: the variant has the card it was made with
+            return request
+        return in_conversation(request, persona, self.home)
+
+    def token_counter(self, base: str = "starter") -> Callable[[str], int]:
+        """Counts a text's tokens as a base reads them; roughly, where that base is not on this machine."""
+        from persona_lab.lore import token_counter
+
+        return token_counter(self.home, base)

@@ -1,4 +1,4 @@
-"""`personas`, `datasets`, `models` and `variants`: what the home holds."""
+"""`datasets`, `models` and `variants`: what the home holds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from persona_lab.cli.common import (
     BaseOption,
     HomeOption,
     JsonOption,
-    OutOption,
     PersonaOption,
     follow,
     opened,
@@ -19,78 +18,10 @@ from persona_lab.cli.common import (
     show,
 )
 
-personas_app = typer.Typer(no_args_is_help=True, help="Who the characters are.")
 datasets_app = typer.Typer(no_args_is_help=True, help="What they learn from.")
 models_app = typer.Typer(no_args_is_help=True, help="Base models.")
 variants_app = typer.Typer(no_args_is_help=True, help="What was made.")
 SPLITS = ("train", "validation", "test")
-
-
-# --- personas -------------------------------------------------------------------------------------
-
-
-@personas_app.command("list")
-def personas_list(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Your personas and the shipped examples."""
-    from persona_lab.cli.terminal import print_table
-
-    with opened(home, readonly=True) as engine:
-        found = engine.personas()
-    rows = [
-        (p.id, p.name, "example" if p.example else "yours", p.conversations, p.variants, p.tagline[:70]) for p in found
-    ]
-    columns = ("id", "name", "", "conversations", "variants", "")
-    show(found, as_json, lambda: print_table(columns, rows, "None yet: persona-lab personas import FILE."))
-
-
-@personas_app.command("show")
-def personas_show(persona_id: str, home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """One persona: its card, facts, and the prompt the model sees."""
-    from persona_lab.personas.prompt import system_prompt
-
-    with opened(home, readonly=True) as engine:
-        persona = engine.persona(persona_id)
-    prompt = system_prompt(persona)
-    document = persona.model_dump(mode="json") | {"system_prompt": prompt}
-    show(document, as_json, lambda: print(f"{persona.name} ({persona.id}), {len(persona.facts)} facts\n\n{prompt}"))
-
-
-@personas_app.command("import")
-def personas_import(
-    file: Path,
-    persona_id: Annotated[str | None, typer.Option("--id", help="The id to give it.")] = None,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """A character card: V1, V2 or V3, as JSON or PNG."""
-    with opened(home) as engine:
-        persona = engine.import_persona(file, persona_id)
-    document = {"id": persona.id, "name": persona.name, "avatar": persona.avatar}
-    show(document, as_json, lambda: print(f"{persona.name} is persona {persona.id!r} now."))
-
-
-@personas_app.command("export")
-def personas_export(
-    persona_id: str,
-    out: OutOption,
-    format: Annotated[str, typer.Option("--format", help="png or json.")] = "png",
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Write a persona's card."""
-    with opened(home, readonly=True) as engine:
-        path = engine.export_persona(persona_id, format, out)
-    show({"id": persona_id, "file": str(path)}, as_json, lambda: print(path))
-
-
-@personas_app.command("delete")
-def personas_delete(persona_id: str, home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Put a persona and its datasets aside."""
-    with opened(home) as engine:
-        engine.delete_persona(persona_id)
-        trash = engine.home.root / "trash"
-    note = f"{persona_id} was put aside in {trash} until the next delete; the page can bring it back."
-    show({"id": persona_id, "deleted": True}, as_json, lambda: print(note))
 
 
 # --- datasets -------------------------------------------------------------------------------------

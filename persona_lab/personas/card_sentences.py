@@ -80,7 +80,7 @@ def own_names(persona: Persona) -> tuple[str, ...]:
     whole = persona.name.strip()
     parts = [part for part in re.findall(r"[\w'’.-]+", whole) if len(part) > 2 and part[0].isupper()]
     titles = {"the", "dr.", "dr", "mr.", "mrs.", "ms.", "sir", "lady", "lord", "captain", "professor", "of"}
-    named = [whole, persona.field("nickname").strip(), *(part for part in parts if part.lower() not in titles)]
+    named = [whole, persona.field("nickname")[:200].strip(), *(part for part in parts if part.lower() not in titles)]
     return tuple(sorted({name for name in named if name}, key=lambda name: (-len(name), name)))
 
 

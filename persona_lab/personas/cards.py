@@ -1,4 +1,4 @@
-"""Character cards in and out: V1, V2 and V3, from JSON and PNG, normalised to the V3 shape with every key kept.
+"""Character cards in and out: V1, V2 and V3, from JSON, PNG, CHARX and YAML, in the V3 shape with every key kept.
 
 It does not interpret the card (prompt.py does) nor the lorebook. Sources: the character card specifications V2
 (malfoyslastname/character-card-spec-v2) and V3 (kwaroran/character-card-spec-v3).
@@ -8,52 +8,125 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import json
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from persona_lab.datasets.toolkit import clean, decode, json_type, parse_json, read_bytes
+from persona_lab.datasets.toolkit import clean, decode, json_type, read_bytes
 from persona_lab.errors import BadInput
+from persona_lab.personas.bounded import bounded_json, bounded_yaml, is_zip, unzip
+from persona_lab.personas.charx import icon_of, read_charx
+from persona_lab.personas.other_characters import as_card, is_other_character
+from persona_lab.personas.pictures import as_png, check_avatar, plain_picture
 from persona_lab.personas.png import SIGNATURE, Chunk, read_chunks, text_of, write_chunks
+from persona_lab.personas.world_info import is_world_info
+
+__all__ = ["CardFile", "card_name", "card_to_json", "card_to_png", "check_avatar", "normalise", "read_card"]
 
 MAX_CARD_BYTES = 64 * 2**20
-MAX_PIXELS = 40_000_000
 MAX_NAME = 200
-_V1_FIELDS = ("name", "description", "personality", "scenario", "first_mes", "mes_example")
+V1_FIELDS = ("name", "description", "personality", "scenario", "first_mes", "mes_example")
 _V3_LISTS = ("alternate_greetings", "tags", "group_only_greetings")
-_V3_TEXTS = (*_V1_FIELDS, "creator_notes", "system_prompt", "post_history_instructions", "creator", "character_version")
+_V3_TEXTS = (*V1_FIELDS, "creator_notes", "system_prompt", "post_history_instructions", "creator", "character_version")
 _EXPECTED = (
     'A card is {"spec": "chara_card_v3", "data": {"name": ..., "description": ...}}, or just {"name": ..., ...}.'
 )
+_PICTURES = {b"\xff\xd8\xff": "a JPEG", b"RIFF": "a WebP", b"GIF8": "a GIF"}
+_YAML_SUFFIXES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
 class CardFile:
-    """A card as read. `card` is a whole V3 object; `spec` what the file was: V1, V2 or V3."""
+    """A card as read. `card` is a whole V3 object; `spec` what the file was: V1, V2, V3 or another program's name.
+
+    `files`: what else a CHARX held, by path.
+    """
 
     card: dict[str, Any]
     avatar_png: bytes | None
     spec: str
     warnings: tuple[str, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def read_card(path: Path) -> CardFile:
-    """Read a card from a PNG (its `ccv3` chunk, else `chara`) or a JSON file, whatever the file is called.
+    """Read a card from a PNG (its `ccv3` chunk, else `chara`), a CHARX, a JSON or a YAML file, whatever it is called.
 
     Raises:
-        BadInput: missing, empty, too large, cut off, damaged, no card inside, or a JSON of another shape.
+        BadInput: missing, empty, too large, cut off, damaged, no card inside, or a document of another shape.
     """
     data = read_bytes(path, MAX_CARD_BYTES)
+    return card_of(data, str(path), path.suffix.lower() in _YAML_SUFFIXES)
+
+
+def card_of(data: bytes, name: str, yaml: bool = False) -> CardFile:
+    """As `read_card`, of a file's content.
+
+    Args:
+        yaml: it is called so; else a document that is no JSON is refused.
+    """
     if data.startswith(SIGNATURE[:4]):
-        return _read_png(data, str(path))
-    card, spec, notes = normalise(parse_json(decode(data, str(path)), str(path)), str(path))
+        return _read_png(data, name)
+    if is_zip(data):
+        return charx_of(unzip(data, name), name)
+    kind = next((what for magic, what in _PICTURES.items() if data.startswith(magic)), "")
+    if kind:
+        raise BadInput(
+            f"{name} is {kind} picture; character cards are PNG, CHARX, JSON or YAML files.",
+            "Download the card in its original form: other pictures lose what is in it.",
+        )
+    return of_document(document(data, name, yaml), name)
+
+
+def document(data: bytes, name: str, yaml: bool = False) -> Any:
+    """A JSON or YAML file's value."""
+    text = decode(data, name)
+    if not yaml and text.lstrip()[:1] not in ("{", "[", '"'):
+        raise BadInput(
+            f"{name} is a text file that begins with {text.strip()[:30]!r}, not a character card.",
+            "Character cards are PNG, CHARX or JSON files; YAML is read where the name ends in .yaml or .yml.",
+        )
+    return bounded_yaml(text, name) if yaml else bounded_json(text, name)
+
+
+def of_document(raw: Any, name: str) -> CardFile:
+    """A card that came as JSON or YAML.
+
+    Raises:
+        BadInput: it is a lorebook, or of another shape.
+    """
+    if is_world_info(raw):
+        raise BadInput(
+            f"{name} is a world-info file ({len(raw.get('entries') or raw.get('data') or ())} lorebook entries), "
+            "not a character.",
+            "Add it to a character's lorebook: persona-lab personas import FILE --into ID, or “Lorebook” in the page.",
+        )
+    if is_other_character(raw):
+        raw, kind = as_card(raw)
+        card, _, notes = normalise(raw, name)
+        return CardFile(card, None, kind, notes)
+    card, spec, notes = normalise(raw, name)
     return CardFile(card, None, spec, notes)
+
+
+def charx_of(unpacked: Mapping[str, bytes], name: str) -> CardFile:
+    """The card of a CHARX's files, with its icon as the avatar.
+
+    Raises:
+        BadInput
+    """
+    raw, files = read_charx(unpacked, name)
+    card, spec, notes = normalise(raw, name)
+    icon = icon_of(card, files)
+    if icon is None:
+        return CardFile(card, None, f"CHARX, {spec}", notes, files)
+    try:
+        avatar = as_png(icon, f"{name}: its picture")
+    except BadInput as error:  # the picture is one of many assets, and the character can do without
+        return CardFile(card, None, f"CHARX, {spec}", (*notes, error.message), files)
+    return CardFile(card, avatar, f"CHARX, {spec}", notes, files)
 
 
 def _read_png(data: bytes, name: str) -> CardFile:
@@ -91,7 +164,7 @@ def _embedded(chunk: Chunk, name: str) -> Any:
     inside = f"The card in {name}"
     if not raw:
         raise BadInput(f"{inside} is empty.", "Export the card again.")
-    return parse_json(decode(raw, inside), inside)
+    return bounded_json(decode(raw, inside), inside)
 
 
 def normalise(raw: Any, name: str) -> tuple[dict[str, Any], str, tuple[str, ...]]:
@@ -119,11 +192,20 @@ def normalise(raw: Any, name: str) -> tuple[dict[str, Any], str, tuple[str, ...]
     if inner is None:
         data, root = root, {}
     else:
-        for key in _V1_FIELDS:  # V1 fields beside V2 data: kept, and used where data has none
+        for key in V1_FIELDS:  # V1 fields beside V2 data: kept, and used where data has none
             if root.get(key) and not data.get(key):
                 data[key] = root[key]
     notes = _repair(data, name)
-    return {**root, "spec": "chara_card_v3", "spec_version": "3.0", "data": data}, spec, tuple(notes)
+    if spec == "V1":
+        data["name"] = card_name(data)
+    version = raw.get("spec_version") if spec == "V3" else None
+    version = version if isinstance(version, str) and version else "3.0"
+    return {**root, "spec": "chara_card_v3", "spec_version": version, "data": data}, spec, tuple(notes)
+
+
+def card_name(data: Mapping[str, Any]) -> str:
+    """The character's name, as a tokenizer takes it; the card keeps it as it was written."""
+    return clean(data["name"])
 
 
 def _spec_of(raw: Mapping[str, Any]) -> str:
@@ -144,7 +226,6 @@ def _repair(data: dict[str, Any], name: str) -> list[str]:
             else f"has a name that is a {json_type(data['name'])}"
         )
         raise BadInput(f"{name} {what}, so it is no usable character card (found: {found}).", _EXPECTED)
-    data["name"] = clean(data["name"])
     if len(data["name"]) > MAX_NAME:
         raise BadInput(
             f"{name}: the name has {len(data['name'])} characters; at most {MAX_NAME} are allowed.", "Shorten it."
@@ -167,30 +248,17 @@ def _repair(data: dict[str, Any], name: str) -> list[str]:
     return notes
 
 
-def check_avatar(png: bytes, name: str) -> tuple[int, int]:
-    """Width and height in pixels of a PNG that really decodes.
-
-    Raises:
-        BadInput: it is no PNG, it is damaged, or it has more than 40 million pixels.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise BadInput(f"{name} has {width} x {height} pixels, too many.", "Make the picture smaller.")
-                image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadInput(
-            f"{name} is not a PNG image that can be shown: {error}.", "Save the picture as PNG again."
-        ) from error
-    return width, height
-
-
 def card_to_json(card: Mapping[str, Any]) -> str:
     """The card as a JSON document, readable, ending in a line end."""
     return json.dumps(card, ensure_ascii=False, indent=2) + "\n"
+
+
+def as_v2(card: Mapping[str, Any]) -> dict[str, Any]:
+    """The card for programs that know V2 only: what V3 has beyond it stays, as keys unknown to them."""
+    data = dict(card.get("data", {}))
+    if data.get("group_only_greetings") == []:
+        del data["group_only_greetings"]  # V3 requires it, so it was put in when this card came as V2
+    return {**card, "spec": "chara_card_v2", "spec_version": "2.0", "data": data}
 
 
 def card_to_png(card: Mapping[str, Any], avatar_png: bytes | None) -> bytes:
@@ -199,16 +267,11 @@ def card_to_png(card: Mapping[str, Any], avatar_png: bytes | None) -> bytes:
     Args:
         avatar_png: the picture; without one, a plain 400 x 600 one is made.
     """
-    picture = avatar_png if avatar_png is not None else _plain_picture()
-    second = {**card, "spec": "chara_card_v2", "spec_version": "2.0"}
+    picture = avatar_png if avatar_png is not None else plain_picture()
     texts = {
         keyword: base64.b64encode(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
-        for keyword, value in (("ccv3", card), ("chara", second))
+        for keyword, value in (("ccv3", card), ("chara", as_v2(card)))
     }
     return write_chunks(read_chunks(picture, "The avatar"), texts)
 
 
-def _plain_picture() -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (400, 600), (72, 76, 92)).save(buffer, "PNG")
-    return buffer.getvalue()

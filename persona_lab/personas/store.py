@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,10 +17,12 @@ import persona_lab
 from persona_lab.datasets.toolkit import read_bytes, read_rows
 from persona_lab.errors import BadInput
 from persona_lab.home import write_atomic
-from persona_lab.personas.cards import card_to_json, check_avatar, read_card
+from persona_lab.personas.bounded import safe_path
+from persona_lab.personas.cards import card_name, card_to_json, check_avatar, read_card
+from persona_lab.personas.versions import keep_version
 from persona_lab.types import ID_PATTERN, AdversarialPrompt, Fact, Persona
 
-CARD, PROBES, AVATAR = "card.json", "probes.jsonl", "avatar.png"
+CARD, PROBES, AVATAR, ASSETS = "card.json", "probes.jsonl", "avatar.png", "assets"
 _MOST_FACTS = 10_000
 _Model = TypeVar("_Model", Fact, AdversarialPrompt)
 
@@ -41,7 +43,7 @@ def load_persona(folder: Path) -> Persona:
     avatar = folder / AVATAR
     return Persona(
         id=folder.name,
-        name=card["data"]["name"],
+        name=card_name(card["data"]),
         card=card,
         facts=read_facts(folder / PROBES),
         avatar=str(avatar) if avatar.is_file() else None,
@@ -65,7 +67,7 @@ def read_facts(path: Path) -> tuple[Fact, ...]:
 
 
 def save_persona(folder: Path, persona: Persona, avatar_png: bytes | None = None) -> None:
-    """Write the persona's files, each whole or not at all; other files of the folder stay.
+    """Write the persona's files, each whole or not at all; other files of the folder stay, and so does the card before.
 
     Args:
         avatar_png: the avatar; without it `persona.avatar` is copied, if it lies elsewhere.
@@ -78,12 +80,44 @@ def save_persona(folder: Path, persona: Persona, avatar_png: bytes | None = None
         avatar_png = read_bytes(Path(persona.avatar))
     if avatar_png is not None:
         check_avatar(avatar_png, persona.avatar or "The avatar")
+    text = card_to_json(persona.card)
+    if _replaced(folder / CARD, text) or (avatar_png is not None and _replaced(target, avatar_png)):
+        keep_version(folder)
+    if avatar_png is not None:
         write_atomic(target, avatar_png)
     kept = [row for _, row in _rows(folder / PROBES) if row.get("kind", "fact") != "fact"]
     rows = [{"kind": "fact", **fact.model_dump(mode="json")} for fact in persona.facts] + kept
     if rows or (folder / PROBES).exists():
         write_atomic(folder / PROBES, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    write_atomic(folder / CARD, card_to_json(persona.card))
+    write_atomic(folder / CARD, text)
+
+
+def _replaced(path: Path, content: bytes | str) -> bool:
+    return path.is_file() and path.read_bytes() != (content.encode() if isinstance(content, str) else content)
+
+
+def load_assets(folder: Path) -> dict[str, bytes]:
+    """What came with the card in a CHARX, by the path it had there.
+
+    Raises:
+        BadInput: a file of it cannot be read, or is too large.
+    """
+    root = folder / ASSETS
+    files = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else []
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
+
+
+def save_assets(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Keep the other files of a CHARX beside the card. Paths were checked by `bounded.unzip`.
+
+    Raises:
+        BadInput: a path leads elsewhere. DiskFull.
+    """
+    root = folder / ASSETS
+    for path, content in files.items():
+        if not safe_path(path):
+            raise BadInput(f"The asset {path[:100]!r} leads out of its folder.", "Do not trust this file.")
+        write_atomic(root / path, content)
 
 
 def example_folders() -> dict[str, Path]:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from persona_lab.errors import BadInput
+from persona_lab.personas.macros import substitute
 from persona_lab.types import Persona, PersonaSummary, slug
 from persona_lab.ui.html import avatar, chip, esc, plural
 
@@ -61,8 +62,8 @@ def details(persona: Persona) -> str:
 
 
 def _filled(persona: Persona, name: str) -> str:
-    """A card's text with its placeholders filled in, as a reader expects it."""
-    return persona.field(name).replace("{{char}}", persona.name).replace("{{user}}", "you").strip()
+    """A card's text with its macros filled in, as a reader expects it."""
+    return substitute(persona.field(name), persona, "you").strip()
 
 
 def edited(persona: Persona, name: str, texts: Sequence[str]) -> Persona:

@@ -1,4 +1,4 @@
-"""The Personas tab: pick, read, make, edit, take home and delete characters."""
+"""The Personas tab: pick, read, make, edit, pass on and delete characters."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ from typing import Any
 
 import gradio as gr
 
+from persona_lab.errors import PersonaLabError
 from persona_lab.personas.prompt import system_prompt
-from persona_lab.ui.cards import EDITED, created, details, edited, gallery
+from persona_lab.ui.card_editor import CardEditor
+from persona_lab.ui.cards import EDITED, created, details, gallery
 from persona_lab.ui.html import PICK_SCRIPT, empty
-from persona_lab.ui.notices import guarded
+from persona_lab.ui.notices import error_box, guarded, problem_box
 from persona_lab.ui.page import QUIET, Page, choose
 
-CARD_FILES = [".json", ".png", ".charx"]
+CARD_FILES = [".json", ".png", ".charx", ".yaml", ".yml", ".zip"]
+FORMATS = [
+    ("Card as PNG: the picture carries the card", "png"),
+    ("Card as JSON", "json"),
+    ("Card as CHARX: with all its assets", "charx"),
+    ("Bundle: card, conversations, probes, where they are from", "bundle"),
+]
+_ENDINGS = {"bundle": "persona.zip"}
 
 
 def build(page: Page) -> None:
@@ -22,6 +31,7 @@ def build(page: Page) -> None:
             "### Who do you want to talk to?\nPick an example, bring your own character card, or write a new one."
         )
         cards = gr.HTML(elem_id="gallery", js_on_load=PICK_SCRIPT)
+        changed, pictured = gr.State(0), gr.State(0)
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320):
                 about = gr.HTML(elem_id="persona-details")
@@ -30,9 +40,9 @@ def build(page: Page) -> None:
             with gr.Column(scale=2, min_width=320):
                 actions = _Actions(page)
                 _New(page)
-        page.refresh(
-            tab, lambda chosen: gallery(page.engine.personas(), chosen), [cards], also=[actions.changed.change]
-        )
+        editor = CardEditor(page, changed, pictured)
+        again = [changed.change, pictured.change, editor.lore.changed.change]
+        page.refresh(tab, lambda chosen: gallery(page.engine.personas(), chosen), [cards], also=again)
 
         def show(chosen: str | None) -> tuple[Any, ...]:
             if not chosen:
@@ -41,7 +51,8 @@ def build(page: Page) -> None:
             persona = page.engine.persona(chosen)
             return details(persona), gr.update(visible=True), system_prompt(persona), *actions.fill(chosen)
 
-        page.refresh(tab, show, [about, prompt_box, prompt, *actions.outputs], also=[actions.changed.change])
+        page.refresh(tab, show, [about, prompt_box, prompt, *actions.outputs], also=again)
+        editor.attach(tab)
 
         @guarded(1)
         def pick(event: gr.EventData) -> Any:
@@ -52,53 +63,60 @@ def build(page: Page) -> None:
 
 
 class _Actions:
-    """What can be done with the chosen character: go on, edit, export, delete."""
+    """What can be done with the chosen character: go on, pass on, delete."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
-        self.changed = gr.State(0)
         with gr.Column(visible=False) as self.panel:
             go = gr.Button("Train this character →", variant="primary")
-            with gr.Row():
-                self.png = gr.DownloadButton("Card as PNG", size="sm", min_width=100)
-                self.json = gr.DownloadButton("Card as JSON", size="sm", min_width=100)
-                delete = gr.Button("Delete", variant="stop", size="sm", min_width=80)
-            with gr.Accordion("Edit", open=False):
-                self.name = gr.Textbox(label="Name", max_lines=1)
-                self.texts = [gr.Textbox(label=label, info=info, lines=n) for _, label, info, n in EDITED]
-                save = gr.Button("Save changes")
+            with gr.Accordion("Take home or pass on", open=False, elem_id="share"):
+                self.format = gr.Radio(FORMATS, value="png", label="As", elem_classes=["pl-strategies"])
+                self.named = gr.CheckboxGroup([], label="Name these trained weights in the card", visible=False)
+                self.licence = gr.Textbox(
+                    label="Licence", info="What others may do with it, such as CC BY 4.0 or “ask me”.",
+                    placeholder="Not stated", max_lines=2, visible=False,
+                )  # fmt: skip
+                make = gr.Button("Make the file", size="sm", elem_id="share-make")
+                self.made = gr.DownloadButton("Download", size="sm", visible=False, elem_id="share-download")
+                self.told = gr.HTML()
+            delete = gr.Button("Delete", variant="stop", size="sm", min_width=80)
         undo = gr.Button("Undo the last deletion", size="sm", visible=False)
         go.click(lambda: gr.Tabs(selected="train"), None, page.tabs, **QUIET)
-        save.click(
-            self._save, [page.persona, self.changed, self.name, *self.texts], [self.changed, page.persona], **QUIET
-        )
+        self.format.change(
+            lambda kind: (gr.update(visible=kind == "bundle"), gr.update(visible=False), ""),
+            self.format, [self.licence, self.made, self.told], **QUIET,
+        )  # fmt: skip
+        make.click(
+            self._make, [page.persona, self.format, self.named, self.licence], [self.made, self.told],
+            api_visibility="private", show_progress="minimal",
+        )  # fmt: skip
         delete.click(self._delete, page.persona, [page.persona, undo], **QUIET)
         undo.click(self._undo, None, [page.persona, undo], **QUIET)
 
     @property
     def outputs(self) -> list[Any]:
         """What `fill` and `none` fill."""
-        return [self.panel, self.png, self.json, self.name, *self.texts]
+        return [self.panel, self.named, self.made, self.told]
 
     def none(self) -> list[Any]:
         """Updates for when nobody is chosen."""
-        return [gr.update(visible=False), None, None, "", *("" for _ in self.texts)]
+        return [gr.update(visible=False), gr.skip(), gr.update(visible=False), ""]
 
     def fill(self, chosen: str) -> list[Any]:
-        """Updates for a chosen character; the files to download are made now, as a download cannot wait for them."""
-        engine = self.page.engine
-        persona = engine.persona(chosen)
-        files = [
-            str(engine.export_persona(chosen, kind, self.page.fresh_file(f"{chosen}.{kind}")))
-            for kind in ("png", "json")
-        ]
-        return [gr.update(visible=True), *files, persona.name, *(persona.field(key) for key, *_ in EDITED)]
+        """Updates for a chosen character."""
+        trained = [(f"{v.name} ({v.strategy})", v.id) for v in self.page.engine.variants(chosen) if v.path]
+        named = gr.update(choices=trained, value=[], visible=bool(trained))
+        return [gr.update(visible=True), named, gr.update(visible=False), ""]
 
     @guarded(2)
-    def _save(self, chosen: str, version: int, name: str, *texts: str) -> tuple[Any, Any]:
-        self.page.engine.save_persona(edited(self.page.engine.persona(chosen), name, texts))
-        gr.Info("Saved. Variants made before keep the card they were made with.")
-        return version + 1, choose(self.page.engine, chosen)
+    def _make(self, chosen: str, kind: str, named: list[str], licence: str) -> tuple[Any, Any]:
+        """The file is made first and downloaded then, as a download cannot wait for it."""
+        target = self.page.fresh_file(f"{chosen}.{_ENDINGS.get(kind, kind)}")
+        try:
+            path = self.page.engine.export_persona(chosen, kind, target, named or (), licence or "")
+        except PersonaLabError as error:
+            return gr.update(visible=False), error_box(error)
+        return gr.update(value=str(path), label=f"Download {path.name}", visible=True), ""
 
     @guarded(2)
     def _delete(self, chosen: str) -> tuple[Any, Any]:
@@ -117,20 +135,28 @@ class _New:
 
     def __init__(self, page: Page) -> None:
         self.page = page
-        with gr.Accordion("Import a character card", open=False):
-            file = gr.File(label="Card (PNG or JSON; V1, V2 or V3)", file_types=CARD_FILES, height=120)
+        with gr.Accordion("Import a character card or a bundle", open=False):
+            file = gr.File(
+                label="Card (PNG, JSON, CHARX or YAML) or bundle (zip)", file_types=CARD_FILES, height=120,
+                elem_id="import-card",
+            )  # fmt: skip
+            told = gr.HTML(elem_id="import-told")
         with gr.Accordion("Write a new character", open=False):
             name = gr.Textbox(label="Name", max_lines=1, placeholder="Captain Iskra")
             texts = [gr.Textbox(label=label, info=info, lines=n) for _, label, info, n in EDITED]
             create = gr.Button("Create character", variant="primary")
-        file.upload(self._import, file, [page.persona, file], api_visibility="private", show_progress="minimal")
+        file.upload(self._import, file, [page.persona, file, told], api_visibility="private", show_progress="minimal")
         create.click(self._create, [name, *texts], page.persona, **QUIET)
 
-    @guarded(2)
-    def _import(self, path: str) -> tuple[Any, Any]:
-        persona = self.page.engine.import_persona(path)
-        gr.Info(f"{persona.name} is here.")
-        return choose(self.page.engine, persona.id), None
+    @guarded(3)
+    def _import(self, path: str) -> tuple[Any, Any, Any]:
+        try:
+            found = self.page.engine.import_character(path)
+        except PersonaLabError as error:
+            return gr.skip(), None, error_box(error)
+        gr.Info(f"{found.persona.name} is here.")
+        told = problem_box(f"{found.persona.name} came from {found.kind}", " ".join(found.notes), tone="good")
+        return choose(self.page.engine, found.persona.id), None, told
 
     @guarded(1)
     def _create(self, name: str, *texts: str) -> Any:

@@ -67,3 +67,13 @@ def test_hostile_macros_stay_bounded(persona_factory: Callable[..., Persona]) ->
 
 def test_greeting(persona_factory: Callable[..., Persona]) -> None:
     assert greeting(persona_factory(), "Kim") == "Mind the stair, Kim; it was drawn from memory."
+
+
+def test_macros_cannot_multiply_a_card(persona_factory: Callable[..., Persona]) -> None:
+    persona = persona_factory(description="x" * 20_000, nickname="N" * 60_000)
+    assert len(substitute("{{description}}" * 5_000, persona)) <= 200_000
+    assert len(substitute("<BOT>" * 30_000, persona)) <= 400_000
+    assert (
+        len(system_prompt(persona_factory(description="{{scenario}}" * 9_000, scenario="{{description}}" * 9_000)))
+        < 10**6
+    )
