@@ -11,10 +11,12 @@ import io
 import json
 import re
 from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from persona_lab.datasets.progress import tick
 from persona_lab.errors import BadInput
 from persona_lab.types import Split
 
@@ -91,10 +93,10 @@ def decode(data: bytes, name: str) -> str:
     """Bytes as text; see `read_text`. `name` is what errors call it."""
     known = next((what for magic, what in _MAGIC.items() if data.startswith(magic)), "")
     if known:
-        raise BadInput(f"{name} is {known}, not text.", "Choose a text, JSON, JSONL or CSV file.")
+        raise BadInput(f"{name} is {known}, not text.", "Choose a text, JSON, JSONL or CSV file; a character card (PNG) is imported as a character.")
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     if encoding == "utf-8-sig" and b"\x00" in data[:4096]:
-        raise BadInput(f"{name} holds binary data, not text.", "Choose a text, JSON, JSONL or CSV file.")
+        raise BadInput(f"{name} holds binary data, not text.", "Choose a text, JSON, JSONL or CSV file; a character card (PNG) is imported as a character.")
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
@@ -110,6 +112,43 @@ def _encoding_error(data: bytes, name: str, error: UnicodeDecodeError) -> BadInp
         f"which reads {around!r} there.",
         f"Save it as UTF-8, for example: iconv -f latin1 -t utf-8 {Path(name).name} > utf8_{Path(name).name}",
     )
+
+
+def is_text(head: bytes) -> bool:
+    """Whether a file that begins so may be text: none of the known binary formats, and no zero bytes but UTF-16's."""
+    if any(head.startswith(magic) for magic in _MAGIC):
+        return False
+    return b"\x00" not in head or head[:2] in (b"\xff\xfe", b"\xfe\xff")
+
+
+def head_bytes(path: Path, count: int = 64) -> bytes:
+    """The first bytes of a file, for `detect`: none where it cannot be read, never BadInput."""
+    try:
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError:
+        return b""
+
+
+def peek_text(path: Path, characters: int = 100_000) -> str:
+    """The beginning of a text file, for `detect`: empty where it is no text or cannot be read, never BadInput."""
+    try:
+        stat = path.stat()
+        return _beginning(path, stat.st_mtime_ns, stat.st_size, characters)
+    except (BadInput, OSError):
+        return ""
+
+
+@lru_cache(maxsize=1)
+def _beginning(path: Path, changed: int, size: int, characters: int) -> str:
+    data = head_bytes(path, 4 * characters)
+    for cut in range(4):  # a character may be cut in two at the end
+        try:
+            return decode(data[: len(data) - cut], str(path))[:characters]
+        except BadInput:
+            if len(data) < 4 * characters:
+                break
+    return ""
 
 
 def read_json(path: Path, max_bytes: int = MAX_BYTES) -> Any:
@@ -197,6 +236,8 @@ def read_rows(path: Path, max_rows: int = MAX_ROWS) -> Rows:
 @lru_cache(maxsize=1)
 def _rows_of(path: Path, changed: int, size: int) -> Rows:
     """`changed` (nanoseconds) and `size` are in the key, so that an edited file is read again."""
+    if path.suffix.lower() in (".parquet", ".pq") or head_bytes(path, 4) == b"PAR1":
+        return _parquet_rows(path)
     text = read_text(path)
     if path.suffix.lower() in (".csv", ".tsv"):
         return _csv_rows(text, path)
@@ -208,6 +249,7 @@ def _rows_of(path: Path, changed: int, size: int) -> Rows:
 def forget_rows() -> None:
     """Let go of the rows kept for the next reader; a file may be hundreds of megabytes."""
     _rows_of.cache_clear()
+    _beginning.cache_clear()
 
 
 def peek_rows(path: Path, count: int = 30) -> list[Any]:
@@ -231,7 +273,9 @@ def _looks_like_jsonl(text: str) -> bool:
 def _jsonl_rows(text: str, path: Path) -> Rows:
     rows: list[tuple[int, Any]] = []
     skipped: list[tuple[int, str]] = []
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, (line, end) in enumerate(_lines(text), 1):
+        if number % 1024 == 0:
+            tick("reading", end / len(text))
         if not line.strip():
             continue
         try:
@@ -245,6 +289,46 @@ def _jsonl_rows(text: str, path: Path) -> Rows:
             "A .jsonl file holds one JSON object on each line.",
         )
     return Rows(tuple(rows), tuple(skipped))
+
+
+def _lines(text: str) -> Iterator[tuple[str, int]]:
+    """Each line with where it ends; one at a time, so that a large file is not held twice."""
+    start = 0
+    while start <= len(text):
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        yield text[start:end], end
+        start = end + 1
+
+
+def _parquet_rows(path: Path) -> Rows:
+    """A Parquet table by pyarrow, which is an optional part of 50 MB."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise BadInput(
+            f"{path} is a Parquet table, and reading those needs pyarrow, which is not installed.",
+            "Install it (pip install 'persona-lab[parquet]'), or save the table as CSV or JSONL.",
+        ) from error
+    read_bytes(path)
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            if file.metadata.num_rows > MAX_ROWS:
+                raise BadInput(f"{path} has {file.metadata.num_rows:,} rows; at most {MAX_ROWS:,} are read.", "Use a part.")
+            rows: list[Any] = []
+            size = 0
+            for batch in file.iter_batches(batch_size=1024):
+                size += batch.nbytes
+                if size > MAX_BYTES:
+                    raise BadInput(f"{path} unpacks to more than {MAX_BYTES / 2**20:,.0f} MiB.", "Use a smaller part.")
+                rows += batch.to_pylist()
+                tick("reading", len(rows) / max(file.metadata.num_rows, 1))
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise BadInput(f"{path} is a damaged Parquet table ({error}).", "Export it again.") from error
+    if not rows:
+        raise BadInput(f"{path} is a table without rows.", "Export it again.")
+    return Rows(tuple(enumerate(rows, 1)))
 
 
 def _json_rows(value: Any, path: Path) -> Rows:
