@@ -69,10 +69,10 @@ def _dialogues(persona: Persona) -> Iterator[Conversation]:
     for number, block in enumerate(blocks, 1):
         marks = list(_LINE.finditer(block))
         ends = [mark.start() for mark in marks[1:]] + [len(block)]
-        turns: list[tuple[Role, str]] = [
-            ("assistant" if mark[1].strip("{}<>").lower() in ("char", "bot") else "user", _filled(block[mark.end() : end], persona))
-            for mark, end in zip(marks, ends, strict=True)
-        ]
+        turns: list[tuple[Role, str]] = []
+        for mark, end in zip(marks, ends, strict=False):  # what stands before the first mark is nobody's
+            role: Role = "assistant" if mark[1].strip("{}<>").lower() in ("char", "bot") else "user"
+            turns.append((role, _filled(block[mark.end() : end], persona)))
         if not any(role == "user" for role, _ in turns):
             continue
         try:

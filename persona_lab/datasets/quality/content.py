@@ -14,6 +14,7 @@ _DELETED = re.compile(r"^\W*(?:deleted|removed|no text|empty|n/?a|null|none|nan|
 _PHRASES = re.compile(
     r"\bas an? (?:ai|artificial intelligence|(?:large )?language model|virtual assistant)\b|\b(?:ai|large) language model\b|"
     r"\bI(?:'|’)?m (?:just |only )?an? (?:ai|artificial intelligence|virtual assistant|chat ?bot)\b|"
+    r"\ban? (?:ai|artificial intelligence|virtual) (?:assistant|model|chat ?bot)\b|"
     r"\bI am (?:just |only )?an? (?:ai|artificial intelligence|language model|virtual assistant|chat ?bot)\b|"
     r"\b(?:openai|chatgpt|gpt-?[345]|anthropic|my training data|my knowledge cut-?off)\b|"
     r"\bI (?:cannot|can(?:'|’)t|am unable to|am not able to) (?:assist|help|fulfil|comply) (?:with|you)\b|"

@@ -95,7 +95,7 @@ _PERSONAL = (
     )),
     ("[address]", re.compile(r"\b[A-ZÄÖÜ][\wäöüß-]{2,30}(?:straße|strasse|str\.|weg|platz|allee|gasse)\s\d{1,4}\s?[a-z]?\b")),
     ("[account]", re.compile(r"\b[A-Z]{2}\d{2}(?:\s?[A-Z0-9]{4}){3,7}(?:\s?[A-Z0-9]{1,3})?\b")),
-    ("[address]", re.compile(r"\b(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)\b(?![.\d])")),
+    ("[address]", re.compile(r"\b(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)\b(?!\.?\d)")),
 )
 _DIGITS = re.compile(r"(?<![\w.,:/#=-])\+?\(?\d(?:[\d\s().-]{5,22})\d(?![\w:/]|[.,]\d)")
 _DATE = re.compile(r"^\d{1,4}[.\-/ ]\d{1,2}[.\-/ ]\d{1,4}(?:\s\d{1,2})?$|^(?:19|20)\d\d\s?-\s?(?:19|20)\d\d$")
