@@ -14,7 +14,8 @@ import typer
 
 from persona_lab.cli.bench import bench_strategies
 from persona_lab.cli.common import HomeOption, JsonOption, opened, show
-from persona_lab.cli.library import datasets_app, models_app, personas_app, variants_app
+from persona_lab.cli.datasets import datasets_app
+from persona_lab.cli.library import models_app, personas_app, variants_app
 from persona_lab.cli.probes import probes_app
 from persona_lab.cli.work import commands, runs_app
 from persona_lab.errors import PersonaLabError

@@ -23,11 +23,11 @@ from persona_lab.datasets.toolkit import clean
 from persona_lab.errors import BadInput
 from persona_lab.types import Conversation, Message, Persona
 
-PASSAGE_WORDS = 110
+PASSAGE_WORDS = 80
 """Paragraphs are joined until a passage has so many words."""
-MOST_WORDS = 180
+MOST_WORDS = 140
 FEWEST_WORDS = 12
-SECTION_PASSAGES = 6
+SECTION_PASSAGES = 4
 CONTEXT_WORDS = 40
 FEWEST_IN_A_DOCUMENT = 60
 CONTINUATION = "continuation"
@@ -140,7 +140,7 @@ def _without_front_matter(text: str) -> str:
 
 
 def passages(blocks: Iterable[Block]) -> Iterator[Passage]:
-    """Paragraphs joined to passages of about 110 words, never across a heading; long ones are cut at sentences."""
+    """Paragraphs joined to passages of about 80 words, never across a heading; long ones are cut at sentences."""
     heading, section, in_section = "", 0, 0
     pieces: list[str] = []
     size = 0
