@@ -14,10 +14,10 @@ from pathlib import Path
 from persona_lab.api import BadInput, DatasetReader, Detection, Persona, ReadResult
 
 _COLON = re.compile(
-    r"^\s{0,8}[*_]{0,2}([^\W\d_][\w .,'’&-]{0,39}?)[*_]{0,2}\s*(?:\([^()]{0,80}\))?\s*:[*_]{0,2}(?:\s+(.*)|$)"
+    r"^\s{0,8}[*_]{0,2}([^\W\d_][\w .,'’&-]{0,39}?)[*_]{0,2}\s{0,3}(?:\([^()]{0,80}\)\s{0,3})?:[*_]{0,2}(?:\s(.*)|$)"
 )
 # a full stop after the name, or, as printers forget it, a stage direction
-_CAPITALS = re.compile(r"^\s{0,8}([A-Z][A-Z .'’-]{1,38}[A-Z])(?:\.|\s{0,2}(?=\[))(?:\s*(?=\[)|\s+|$)(.*)$")
+_CAPITALS = re.compile(r"^\s{0,8}([A-Z][A-Z .'’-]{1,38}[A-Z])(?:\.|\s{0,2}(?=\[))(?:(?=\s{0,3}\[)|\s|$)(.*)$")
 _STAGE = re.compile(r"\[[^\[\]]{0,2000}\]")
 _EMPHASIS = re.compile(r"(?<![\w_])_([^_\n]{1,400})_(?![\w_])")
 _DOTS = re.compile(r"\s?\. \. \.(?: \.)?")
