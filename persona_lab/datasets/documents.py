@@ -6,7 +6,7 @@ about (instruction back-translation by templates; the idea, with a model in plac
 "Self-Alignment with Instruction Backtranslation", 2023, https://arxiv.org/abs/2308.06259). Each example says so in
 `made`.
 
-Neighbouring passages form sections, which stay in one split: no prompt shows words that another split holds out.
+Two neighbouring passages form a section, which stays in one split: no prompt shows words that another split holds out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ PASSAGE_WORDS = 80
 """Paragraphs are joined until a passage has so many words."""
 MOST_WORDS = 140
 FEWEST_WORDS = 12
-SECTION_PASSAGES = 4
+SECTION_PASSAGES = 2
+"""The first of a section answers a template, the next goes on from it: neither way of asking becomes the only one that
+the character answers to, and what is held out comes from many places of the text."""
 CONTEXT_WORDS = 40
 FEWEST_IN_A_DOCUMENT = 60
 CONTINUATION = "continuation"
@@ -203,8 +205,7 @@ def _examples(found: Sequence[Passage], source: str) -> Iterator[Conversation]:
     before: Passage | None = None
     for number, passage in enumerate(ticking(found, len(found), "making examples"), 1):
         follows = before is not None and before.section == passage.section
-        # by turns, so that neither way of asking becomes the only one the character answers to
-        if follows and before is not None and number % 2 == 0:
+        if follows and before is not None:
             prompt, made = _pick(_CONTINUE, passage).format(context=_ending(before.text)), CONTINUATION
         else:
             prompt, made = _instruction(passage, terms.of(passage.text)), INSTRUCTION
