@@ -4,8 +4,8 @@
 
 The text is imported as the page imports it (passages as replies, made prompts in front), `lora` is trained with its
 defaults, and held_out_gain scores the passages that were held out. Prints one JSON document: bits per byte of the
-held-out passages under the base and the variant with the same prompt, and the gain with its 95% interval (bootstrap over
-sections of the text, since neighbouring passages are alike). The starter model must be in HOME, or is fetched.
+held-out passages under the base and the variant with the same prompt, and the gain with its 95% interval (bootstrap
+over sections of the text, since neighbouring passages are alike). The starter model must be in HOME, or is fetched.
 """
 
 from __future__ import annotations

@@ -3,15 +3,17 @@
     python benchmarks/fuzz_readers.py [--cases 10000] [--seed 0] [--data DATA] [--keep FOLDER]
 
 Files of every format the readers know are made (and taken from DATA, if given), mutated with a seed, and read by every
-reader's detection, the chosen reader, and the building of a dataset. A case fails if it ends in anything but a result or a
-PersonaLabError, if a reader's own exception had to be caught at the plugin border, if it takes over 2 s, or if memory
-rises over 500 MB above the start. Prints one JSON document; exit code 1 if a case failed. `--keep` saves failing files.
+reader's detection, the chosen reader, and the building of a dataset. A case fails if it ends in anything but a result
+or a PersonaLabError, if a reader's own exception had to be caught at the plugin border, if it takes over 2 s, or if
+memory rises over 500 MB above the start. Prints one JSON document; exit code 1 if a case failed. `--keep` saves
+failing files.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import io
 import json
 import random
@@ -30,10 +32,12 @@ SECONDS = 2.0
 MEGABYTES = 500
 MOST_BYTES = 2_000_000
 SPICES = (
-    b"\x00", b"\xff", b"\xfe\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\r", b"\n", b"\t", b",", b'"', b"'", b"{", b"}", b"[", b"]",
-    b"<", b">", b":", b"\\", b"\\u0000", b"\\ud800", b"null", b"true", b"NaN", b"Infinity", b"-0", b"1e999", b"9" * 400, b"[" * 3000,
-    b'{"a":' * 3000, b"a" * 50_000, b"((((((((((", b"[[[[[[[[", b"<" * 2000, b"{{char}}", b"<|im_start|>", b"***START OF THE PROJECT",
-    "\u202e\u200b\ufeff".encode(), "é".encode("latin-1"), b"A. " * 2000, b"_ _" * 2000, b"-" * 5000, b" " * 20_000, b"1" * 5000,
+    b"\x00", b"\xff", b"\xfe\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\r", b"\n", b"\t", b",", b'"', b"'", b"{", b"}",
+    b"[", b"]", b"<", b">", b":", b"\\", b"\\u0000", b"\\ud800", b"null", b"true", b"NaN", b"Infinity", b"-0",
+    b"1e999", b"9" * 400, b"[" * 3000, b'{"a":' * 3000, b"a" * 50_000, b"((((((((((", b"[[[[[[[[", b"<" * 2000,
+    b"{{char}}", b"<|im_start|>", b"***START OF THE PROJECT", "\u202e\u200b\ufeff".encode(), "é".encode("latin-1"),
+    b"A. " * 2000,
+    b"_ _" * 2000, b"-" * 5000, b" " * 20_000, b"1" * 5000,
 )  # fmt: skip
 
 
@@ -41,30 +45,52 @@ def seeds(data: Path | None = None) -> list[tuple[str, bytes]]:
     """(file name, content) of one healthy file or more of each format."""
     pairs = [(f"Is it raining, {i}?", f"It is always raining somewhere, love: {i} times now.") for i in range(12)]
     rows = [{"user": q, "assistant": a, "split": "train"} for q, a in pairs]
-    openai = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": [{"type": "text", "text": a}]}]} for q, a in pairs]
-    sharegpt = [{"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}], "system": "Be Nan."} for q, a in pairs]
+    openai = [
+        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": [{"type": "text", "text": a}]}]}
+        for q, a in pairs
+    ]
+    sharegpt = [
+        {"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}], "system": "Be Nan."}
+        for q, a in pairs
+    ]
     alpaca = [{"instruction": q, "input": "", "output": a, "history": [["a", "b"]]} for q, a in pairs]
     tavern: list[dict[str, Any]] = [{"user_name": "Kim", "character_name": "Nan", "chat_metadata": {}}]
-    tavern += [{"name": n, "is_user": n == "Kim", "mes": t, "send_date": 1} for q, a in pairs for n, t in (("Kim", q), ("Nan", a))]
+    tavern += [
+        {"name": n, "is_user": n == "Kim", "mes": t, "send_date": 1}
+        for q, a in pairs
+        for n, t in (("Kim", q), ("Nan", a))
+    ]
     telegram = {"name": "x", "type": "personal_chat", "messages": [
-        {"id": i, "type": "message", "date": "2024-01-01T10:00:00", "date_unixtime": "170410320" + str(i), "from": ("Kim", "Nan")[i % 2],
-         "text": [q, {"type": "link", "text": "x"}], "reply_to_message_id": i - 1} for i, (q, _) in enumerate(pairs[:9])]}  # fmt: skip
+        {"id": i, "type": "message", "date": "2024-01-01T10:00:00", "date_unixtime": "170410320" + str(i),
+         "from": ("Kim", "Nan")[i % 2],
+         "text": [q, {"type": "link", "text": "x"}], "reply_to_message_id": i - 1}
+        for i, (q, _) in enumerate(pairs[:9])]}  # fmt: skip
     discord = {"guild": {}, "messages": [
         {"id": str(i), "type": "Default", "timestamp": f"2024-01-01T10:0{i}:00+00:00", "content": q, "mentions": [],
          "author": {"id": "1", "name": ("kim", "nan")[i % 2], "nickname": ("Kim", "Nan")[i % 2], "isBot": False}}
         for i, (q, _) in enumerate(pairs[:9])]}  # fmt: skip
-    irc = "\n".join(f"[10:{i:02}] <{n}> {t}" for i, (q, a) in enumerate(pairs) for n, t in (("kim", f"nan: {q}"), ("jo", "hm"), ("nan", a)))
-    whatsapp = "\n".join(f"{i + 1}/01/24, 10:{i:02} - {n}: {t}" for i, (q, a) in enumerate(pairs) for n, t in (("Kim", q), ("Nan", a)))
+    irc = "\n".join(
+        f"[10:{i:02}] <{n}> {t}"
+        for i, (q, a) in enumerate(pairs)
+        for n, t in (("kim", f"nan: {q}"), ("jo", "hm"), ("nan", a))
+    )
+    whatsapp = "\n".join(
+        f"{i + 1}/01/24, 10:{i:02} - {n}: {t}" for i, (q, a) in enumerate(pairs) for n, t in (("Kim", q), ("Nan", a))
+    )
     play = "ACT I\n\n" + "\n\n".join(f"KIM.  [_Enters_.]  {q}\n\nNAN.  {a}" for q, a in pairs)
     film = "INT. KITCHEN - DAY\n\n" + "\n\n".join(f"     KIM\n{q}\n\n     NAN (V.O.)\n(low)\n{a}" for q, a in pairs)
     prose = "\n\n".join(f"Chapter {i}\n\n{q} {a} {a}" for i, (q, a) in enumerate(pairs))
     table = "user,assistant\n" + "\n".join(f'"{q}","{a}"' for q, a in pairs)
     made: list[tuple[str, str]] = [
         ("rows.jsonl", _lines(rows)), ("openai.jsonl", _lines(openai)), ("openai.json", json.dumps(openai)),
-        ("sharegpt.json", json.dumps(sharegpt)), ("alpaca.json", json.dumps({"train": alpaca})), ("tavern.jsonl", _lines(tavern)),
-        ("telegram.json", json.dumps(telegram)), ("discord.json", json.dumps(discord)), ("room.log", irc), ("whatsapp.txt", whatsapp),
-        ("play.txt", play), ("film.txt", film), ("prose.txt", prose), ("notes.md", "# A\n\n" + prose), ("table.csv", table),
-        ("table.tsv", table.replace(",", "\t")), ("text.jsonl", _lines([{"text": f"### Human: {q}\n### Assistant: {a}"} for q, a in pairs])),
+        ("sharegpt.json", json.dumps(sharegpt)), ("alpaca.json", json.dumps({"train": alpaca})),
+        ("tavern.jsonl", _lines(tavern)),
+        ("telegram.json", json.dumps(telegram)), ("discord.json", json.dumps(discord)), ("room.log", irc),
+        ("whatsapp.txt", whatsapp),
+        ("play.txt", play), ("film.txt", film), ("prose.txt", prose), ("notes.md", "# A\n\n" + prose),
+        ("table.csv", table),
+        ("table.tsv", table.replace(",", "\t")),
+        ("text.jsonl", _lines([{"text": f"### Human: {q}\n### Assistant: {a}"} for q, a in pairs])),
     ]  # fmt: skip
     found = [(name, text.encode()) for name, text in made]
     found += [("book.epub", _epub(prose)), ("notes.docx", _docx(prose)), ("paper.pdf", _pdf(prose))]
@@ -108,8 +134,10 @@ def _pdf(prose: str) -> bytes:
     stream = f"BT /F1 9 Tf 12 TL 40 780 Td\n{lines}ET"
     objects = [
         "<< /Type /Catalog /Pages 2 0 R >>", "<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>",
-        f"<< /Length {len(stream)} >>\nstream\n{stream}\nendstream", "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+        "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] /Contents 4 0 R "
+        "/Resources << /Font << /F1 5 0 R >> >> >>",
+        f"<< /Length {len(stream)} >>\nstream\n{stream}\nendstream", "<< /Type /Font /Subtype /Type1 /BaseFont "
+        "/Helvetica >>",
     ]  # fmt: skip
     out, places = "%PDF-1.4\n", []
     for number, content in enumerate(objects, 1):
@@ -170,7 +198,9 @@ def _swap_type(data: bytearray, dice: random.Random, others: Any) -> None:
     start = data.find(b'"', dice.randrange(len(data)))
     end = data.find(b'"', start + 1)
     if 0 <= start < end:
-        data[start : end + 1] = dice.choice((b"null", b"7", b"[]", b"{}", b"true", b'""', b"-1e400", b'[["x"]]', b'{"text": 1}'))
+        data[start : end + 1] = dice.choice(
+            (b"null", b"7", b"[]", b"{}", b"true", b'""', b"-1e400", b'[["x"]]', b'{"text": 1}')
+        )
 
 
 _WAYS: tuple[Callable[[bytearray, random.Random, list[tuple[str, bytes]]], None], ...] = (
@@ -211,10 +241,8 @@ def attempt(path: Path, readers: list[Any], persona: Any, mapping: dict[str, str
         with limited(SECONDS):
             for reader in readers:
                 reader.detect(path)
-            try:
+            with contextlib.suppress(PersonaLabError):
                 look_at(path, readers, persona)
-            except PersonaLabError:
-                pass
             try:
                 reading = read_dataset(path, readers, persona, mapping=mapping)
                 build_dataset(reading, "nan", 1, "nan v1", path.name)
@@ -249,7 +277,9 @@ def campaign(cases: int, seed: int, data: Path | None = None, keep: Path | None 
             damaged = mutate(content, dice, healthy) if case >= len(healthy) else content
             path = Path(folder) / (name if dice.random() < 0.85 else dice.choice(healthy)[0])
             path.write_bytes(damaged)
-            mapping = dice.choice(({}, {}, {"assistant": "nan"}, {"assistant": "Nan", "user": "*"}, {"user": "a", "assistant": "b"}))
+            mapping = dice.choice(
+                ({}, {}, {"assistant": "nan"}, {"assistant": "Nan", "user": "*"}, {"user": "a", "assistant": "b"})
+            )
             before = time.monotonic()
             outcome = attempt(path, readers, persona, mapping)
             slowest = max(slowest, (time.monotonic() - before, f"{case} {path.name}"))
@@ -263,7 +293,8 @@ def campaign(cases: int, seed: int, data: Path | None = None, keep: Path | None 
             if case % 1000 == 999:
                 print(f"{case + 1} of {cases}: {dict(outcomes)}", file=sys.stderr, flush=True)
     return {
-        "cases": cases, "seed": seed, "outcomes": dict(outcomes), "failed": failed[:50], "seconds": time.monotonic() - started,
+        "cases": cases, "seed": seed, "outcomes": dict(outcomes), "failed": failed[:50],
+        "seconds": time.monotonic() - started,
         "slowest": {"seconds": slowest[0], "case": slowest[1]}, "memory_over_start_mb": _peak() - memory,
     }  # fmt: skip
 

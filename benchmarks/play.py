@@ -5,8 +5,8 @@
 DATA holds lord_goring/pairs.jsonl and other_characters.jsonl. The play's speeches are in them, with their numbers: they
 are put back in order and printed as Project Gutenberg prints the play (NAME. text, wrapped at 73 columns, acts, stage
 directions inside and between speeches, now and then a name without its full stop, licence around it). Numbers that
-neither file has (very short and very long speeches, about one in eighteen) are missing from the script too; a pair whose
-two speeches are both there must come out. It is the play's text in the play's layout, not the play's file.
+neither file has (very short and very long speeches, about one in eighteen) are missing from the script too; a pair
+whose two speeches are both there must come out. It is the play's text in the play's layout, not the play's file.
 """
 
 from __future__ import annotations
@@ -45,7 +45,16 @@ def as_printed(found: dict[int, tuple[str, str, int]], seed: int = 0) -> str:
     """The speeches as a raw script."""
     dice = random.Random(seed)
     lines = ["The Project Gutenberg eBook", "***START OF THE PROJECT GUTENBERG EBOOK AN IDEAL HUSBAND***", ""]
-    lines += ["THE PERSONS OF THE PLAY", "", "VISCOUNT GORING, his Son", "", "LADY CHILTERN", "", "TIME: _The Present_", ""]
+    lines += [
+        "THE PERSONS OF THE PLAY",
+        "",
+        "VISCOUNT GORING, his Son",
+        "",
+        "LADY CHILTERN",
+        "",
+        "TIME: _The Present_",
+        "",
+    ]
     act, number = 0, 0
     for key in sorted(found):
         speaker, text, of_act = found[key]
@@ -65,7 +74,7 @@ def as_printed(found: dict[int, tuple[str, str, int]], seed: int = 0) -> str:
 
 
 def share_of_pairs(conversations: Any, pairs: list[dict[str, Any]]) -> tuple[float, list[str]]:
-    """The share of pairs that come out: a reply whose turn before it ends with the pair's question; and the ids lost."""
+    """The share of pairs that come out (the turn before the reply ends with the question), and the ids lost."""
     made = set()
     for conversation in conversations:
         asked = ""

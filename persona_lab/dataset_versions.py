@@ -1,7 +1,7 @@
 """Versions of a persona's dataset: made by fixes, chosen among, checked, and seen as the model sees them.
 
-A version never changes. A fix makes the next one, out of the rows of the one it mends, with their splits; the one before
-stays, so that undoing is choosing it again. Runs name the version they were trained on.
+A version never changes. A fix makes the next one, out of the rows of the one it mends, with their splits; the one
+before stays, so that undoing is choosing it again. Runs name the version they were trained on.
 """
 
 from __future__ import annotations
@@ -146,8 +146,7 @@ def from_card(catalog: Catalog, persona: Persona) -> DatasetSummary:
         conversations=(*kept, *made.conversations), others=before.others if before else (), warnings=made.notes
     )
     why = f"{len(made.conversations)} rows made of the card" + (f", added to {found[0].name}" if found else "")
-    summary = catalog.add_dataset(Reading(result, "card", why), persona.id, "the character's card")
-    return summary
+    return catalog.add_dataset(Reading(result, "card", why), persona.id, "the character's card")
 
 
 def counts(dataset: Dataset, before: dict[str, int]) -> dict[str, int]:

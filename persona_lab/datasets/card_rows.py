@@ -1,8 +1,9 @@
 """A card's example dialogues and lorebook as training rows and separate probes, each saying where it came from.
 
 Example dialogues are the author's own words. Of lorebook entries, answers are the entry's words and questions are made
-by templates; every fifth entry is a probe only: its rows are marked `test`, so what is asked of them shows what the model
-makes of the prompt and the rest of the book, not what it learnt by heart. It reads cards in V3 shape and writes none.
+by templates; every fifth entry is a probe only: its rows are marked `test`, so what is asked of them shows what the
+model makes of the prompt and the rest of the book, not what it learnt by heart. It reads cards in V3 shape and writes
+none.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ def card_rows(persona: Persona) -> CardRows:
     notes = [f"{len(dialogues)} rows are example dialogues of the card."] if dialogues else []
     if lore:
         notes.append(
-            f"{len(lore)} rows are lorebook entries behind made questions; {probes} of them are kept as probes and never "
-            "trained on."
+            f"{len(lore)} rows are lorebook entries behind made questions; {probes} of them are kept as probes "
+            "and never trained on."
         )
     return CardRows((*dialogues, *lore), tuple(notes))
 

@@ -1,8 +1,8 @@
 """Logs of chats to conversations of one speaker: who answers whom, where a talk ends, what is only noise.
 
-A log is lines (`Said`). In a talk of two, turns follow each other. In a room of many, talks run through each other: each
-line of the character is given to one partner (whom it names, else by how near, how related and how asked the lines before
-it are), and the partner's lines since the character's last one to them are the user's turn.
+A log is lines (`Said`). In a talk of two, turns follow each other. In a room of many, talks run through each other:
+each line of the character is given to one partner (whom it names, else by how near, how related and how asked the
+lines before it are), and the partner's lines since the character's last one to them are the user's turn.
 
 It knows no file format (the readers do). The rules for lines that name nobody are heuristics, measured on hand-labelled
 exchanges in tests/unit/test_chat_readers.py.
@@ -38,7 +38,29 @@ _WORD = re.compile(r"[\w.]{3,}")
 _ASKING = re.compile(
     r"\?|^(?:what|how|why|where|who|which|when|can|could|does|do|is|are|should|would|will|anyone|any|help)\b", re.I
 )
-_COMMON = frozenset("the and you that this with for have but not are was can from just they what there about".split())
+_COMMON = frozenset(
+    [
+        "the",
+        "and",
+        "you",
+        "that",
+        "this",
+        "with",
+        "for",
+        "have",
+        "but",
+        "not",
+        "are",
+        "was",
+        "can",
+        "from",
+        "just",
+        "they",
+        "what",
+        "there",
+        "about",
+    ]
+)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,9 @@ class Zip:
         except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
             raise BadInput(f"{path} is a damaged archive ({error}).", "Download or export the file again.") from error
         if len(self.names) > MAX_ENTRIES:
-            raise BadInput(f"{path} holds {len(self.names):,} files; at most {MAX_ENTRIES:,} are looked at.", "Use a part.")
+            raise BadInput(
+                f"{path} holds {len(self.names):,} files; at most {MAX_ENTRIES:,} are looked at.", "Use a part."
+            )
 
     def read(self, name: str) -> bytes:
         """One entry's bytes.
@@ -60,7 +62,15 @@ class Zip:
                 data = entry.read(MAX_ENTRY_BYTES + 1)
         except KeyError as error:
             raise BadInput(f"{self.path} has no {name} in it.", "Export the file again.") from error
-        except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, OSError, ValueError) as error:
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            RuntimeError,
+            NotImplementedError,
+            EOFError,
+            OSError,
+            ValueError,
+        ) as error:
             raise BadInput(f"{name} in {self.path} cannot be read: {error}.", "Export the file again.") from error
         self._read += len(data)
         if len(data) > MAX_ENTRY_BYTES or self._read > MAX_TOTAL_BYTES:
@@ -148,7 +158,9 @@ def pdf_blocks(path: Path) -> list[Block]:
         if reader.is_encrypted and not reader.decrypt(""):
             raise BadInput(f"{path} is locked with a password.", "Save a copy without the password.")
         if len(reader.pages) > MAX_PAGES:
-            raise BadInput(f"{path} has {len(reader.pages):,} pages; at most {MAX_PAGES:,} are read.", "Use a part of it.")
+            raise BadInput(
+                f"{path} has {len(reader.pages):,} pages; at most {MAX_PAGES:,} are read.", "Use a part of it."
+            )
         for page in reader.pages:
             pages.append(page.extract_text() or "")
             if time.monotonic() - started > MAX_PDF_SECONDS:
@@ -185,4 +197,6 @@ def page_blocks(pages: Sequence[str]) -> list[Block]:
         text.append(line)
         if line and len(line) < 0.75 * usual and line[-1:] in ".!?\"'”’":
             text.append("")  # a short last line ends a paragraph
-    return [Block(" ".join(part.split())) for part in re.sub(r"(?<=[a-z])-\n(?=[a-z])", "", "\n".join(text)).split("\n\n")]
+    return [
+        Block(" ".join(part.split())) for part in re.sub(r"(?<=[a-z])-\n(?=[a-z])", "", "\n".join(text)).split("\n\n")
+    ]

@@ -53,7 +53,9 @@ _GUTENBERG = re.compile(
 _HEADING = re.compile(r"^(?:#{1,6}\s+\S.*|(?:CHAPTER|BOOK|PART|ADVENTURE|LETTER|ESSAY)\b.{0,60}|[IVXLC]{1,7}\.?)$")
 _RULE = re.compile(r"^\s*(?:[*=#~_-]\s?){3,}\s*$")
 _SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’)]*\s+(?=[\"'“‘(]?[A-Z0-9À-Þ])")
-_MARKDOWN = re.compile(r"!\[[^\]\n]{0,500}\]\([^)\n]{0,2000}\)|(?<!\w)[*_]{1,3}(?=\S)|(?<=\S)[*_]{1,3}(?!\w)|^>\s?", re.M)
+_MARKDOWN = re.compile(
+    r"!\[[^\]\n]{0,500}\]\([^)\n]{0,2000}\)|(?<!\w)[*_]{1,3}(?=\S)|(?<=\S)[*_]{1,3}(?!\w)|^>\s?", re.M
+)
 _LINK = re.compile(r"\[([^\]\n]{1,500})\]\([^)\n]{1,2000}\)")
 _TERM = re.compile(r"[^\W\d_][\w'’-]{2,}")
 
@@ -94,9 +96,9 @@ def document_result(blocks: Sequence[Block], persona: Persona, source: str) -> R
     conversations = tuple(_examples(found, source))
     count = Counter(conversation.made for conversation in conversations)
     note = (
-        f"{len(conversations)} examples were made of {words:,} words: each reply is a passage as it stands, each prompt is "
-        f"made ({count[CONTINUATION]} times the words before it, {count[INSTRUCTION]} times a template). All of the text "
-        f"is taken as {persona.name}'s own."
+        f"{len(conversations)} examples were made of {words:,} words: each reply is a passage as it stands, each "
+        f"prompt is made ({count[CONTINUATION]} times the words before it, {count[INSTRUCTION]} times a template). All of the "
+        f"text is taken as {persona.name}'s own."
     )
     return ReadResult(conversations=conversations, warnings=(note,))
 

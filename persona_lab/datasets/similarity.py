@@ -92,7 +92,9 @@ def linked_pairs(sets: Sequence[np.ndarray], threshold: float) -> Iterator[tuple
     for place in ticking(order, len(order), "looking for near-duplicates"):
         items, number = ranked[place], different[place]
         prefix = items[: len(items) - math.ceil(threshold * len(items)) + 1]
-        shared = [int(item) for item in prefix[np.searchsorted(prefix, lonely) :]]  # what no other set has finds nothing
+        shared = [
+            int(item) for item in prefix[np.searchsorted(prefix, lonely) :]
+        ]  # what no other set has finds nothing
         candidates = {other for item in shared for other in index[item][-_NEWEST:]}
         for other in sorted(candidates):
             theirs = ranked[other]

@@ -10,8 +10,8 @@ import csv
 import io
 import json
 import re
-from dataclasses import dataclass
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -93,10 +93,16 @@ def decode(data: bytes, name: str) -> str:
     """Bytes as text; see `read_text`. `name` is what errors call it."""
     known = next((what for magic, what in _MAGIC.items() if data.startswith(magic)), "")
     if known:
-        raise BadInput(f"{name} is {known}, not text.", "Choose a text, JSON, JSONL or CSV file; a character card (PNG) is imported as a character.")
+        raise BadInput(
+            f"{name} is {known}, not text.",
+            "Choose a text, JSON, JSONL or CSV file; a character card (PNG) is imported as a character.",
+        )
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     if encoding == "utf-8-sig" and b"\x00" in data[:4096]:
-        raise BadInput(f"{name} holds binary data, not text.", "Choose a text, JSON, JSONL or CSV file; a character card (PNG) is imported as a character.")
+        raise BadInput(
+            f"{name} holds binary data, not text.",
+            "Choose a text, JSON, JSONL or CSV file; a character card (PNG) is imported as a character.",
+        )
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
@@ -315,7 +321,9 @@ def _parquet_rows(path: Path) -> Rows:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             if file.metadata.num_rows > MAX_ROWS:
-                raise BadInput(f"{path} has {file.metadata.num_rows:,} rows; at most {MAX_ROWS:,} are read.", "Use a part.")
+                raise BadInput(
+                    f"{path} has {file.metadata.num_rows:,} rows; at most {MAX_ROWS:,} are read.", "Use a part."
+                )
             rows: list[Any] = []
             size = 0
             for batch in file.iter_batches(batch_size=1024):

@@ -46,14 +46,16 @@ def chart(counts: Mapping[str, int], title: str, unit: str) -> str:
         x, y = LEFT + place * step, HEIGHT - BOTTOM - tall
         middle = x + step / 2
         bars.append(
-            f'<rect class="pl-bar" x="{x + 2:.1f}" y="{y:.1f}" width="{max(step - 4, 2):.1f}" height="{tall:.1f}" rx="2">'
+            f'<rect class="pl-bar" x="{x + 2:.1f}" y="{y:.1f}" width="{max(step - 4, 2):.1f}" height="{tall:.1f}">'
             f"<title>{esc(label)}: {count:,} {esc(unit)}</title></rect>"
             f'<text class="pl-tick" x="{middle:.1f}" y="{y - 4:.1f}" text-anchor="middle">{_short(count)}</text>'
-            f'<text class="pl-tick" x="{middle:.1f}" y="{HEIGHT - BOTTOM + 13}" text-anchor="middle">{esc(label)}</text>'
+            f'<text class="pl-tick" x="{middle:.1f}" y="{HEIGHT - BOTTOM + 13}" text-anchor="middle">'
+            f"{esc(label)}</text>"
         )
     told = ", ".join(f"{label}: {count}" for label, count in shown.items())
     return (
-        f'<figure class="pl-chart pl-bars"><figcaption>{esc(title)}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'<figure class="pl-chart pl-bars"><figcaption>{esc(title)}</figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{esc(title)}. {esc(told)}">{"".join(bars)}</svg></figure>'
     )
 

@@ -1,4 +1,4 @@
-"""The part of the Data tab where a file becomes conversations: what it seems to be, who is who in it, progress, stop."""
+"""The part of the Data tab where a file becomes conversations: what it is, who is who in it, progress, stop."""
 
 from __future__ import annotations
 
@@ -33,7 +33,11 @@ class ImportPanel:
                         formats, value=AUTO, label="Format", info="Leave it to us unless the result looks wrong."
                     )
                     self.assistant = gr.Dropdown(
-                        [], label="Which is the character?", visible=False, allow_custom_value=True, elem_id="map-assistant"
+                        [],
+                        label="Which is the character?",
+                        visible=False,
+                        allow_custom_value=True,
+                        elem_id="map-assistant",
                     )
                     self.user = gr.Dropdown(
                         [], label="Which is the other side?", visible=False, allow_custom_value=True, elem_id="map-user"
@@ -76,7 +80,7 @@ class ImportPanel:
         format_id: str,
         assistant: str | None,
         user: str | None,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008 - gradio finds it by this default
+        progress: gr.Progress = gr.Progress(),
     ) -> tuple[Any, ...]:
         self.stopped.clear()
 

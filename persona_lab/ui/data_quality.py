@@ -1,4 +1,4 @@
-"""The part of the Data tab that says what may be wrong with a version, and mends it with one click, as a new version."""
+"""The part of the Data tab that says what may be wrong with a version, and mends it as a new version."""
 
 from __future__ import annotations
 

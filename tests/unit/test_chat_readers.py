@@ -1,4 +1,4 @@
-"""Chats: whose lines are the character's, whom each answers, where a talk ends; each export format as its program writes it."""
+"""Chats: whose lines are the character's, whom each answers, where a talk ends; and each program's export."""
 
 from __future__ import annotations
 
@@ -138,7 +138,9 @@ def test_a_room_can_be_narrowed_to_one_partner(test_data: Path) -> None:
     one = read(path, assistant="RedLance", user="noodles12")
     assert len(one.result.conversations) < len(everybody.result.conversations)
     assert all("DOS boot" not in content for talk in turns(one) for _, content in talk)
-    with pytest.raises(BadInput, match=r"no lines of 'redlnce'.*nomin \(\d+\).*Did you mean 'RedLance'.*--map assistant=NAME"):
+    with pytest.raises(
+        BadInput, match=r"no lines of 'redlnce'.*nomin \(\d+\).*Did you mean 'RedLance'.*--map assistant=NAME"
+    ):
         read(path, assistant="redlnce")
     with pytest.raises(BadInput, match="--map user=NAME"):
         read(path, assistant="RedLance", user="nobody-here")
@@ -213,7 +215,12 @@ def test_whatsapp_of_android_and_ios(tmp_path: Path) -> None:
 
 def test_telegram(tmp_path: Path) -> None:
     def message(number: int, name: str, text: Any, **more: Any) -> dict[str, Any]:
-        return {"id": number, "type": "message", "date": "2024-01-01T10:00:00", "date_unixtime": str(1_704_103_200 + number)} | {
+        return {
+            "id": number,
+            "type": "message",
+            "date": "2024-01-01T10:00:00",
+            "date_unixtime": str(1_704_103_200 + number),
+        } | {
             "from": name,
             "text": text,
             **more,
@@ -269,7 +276,13 @@ def test_sillytavern(tmp_path: Path) -> None:
     path = tmp_path / "chat.jsonl"
     rows = [
         {"user_name": "Kim", "character_name": "Nan Tolliver", "chat_metadata": {}},
-        {"name": "Nan Tolliver", "is_user": False, "mes": "Now then.", "swipes": ["Now then.", "Hello."], "swipe_id": 0},
+        {
+            "name": "Nan Tolliver",
+            "is_user": False,
+            "mes": "Now then.",
+            "swipes": ["Now then.", "Hello."],
+            "swipe_id": 0,
+        },
         {"name": "Kim", "is_user": True, "mes": "Hello!"},
         {"name": "System", "is_user": False, "is_system": True, "mes": "Summary."},
         {"name": "Nan Tolliver", "is_user": False, "mes": "Sit down."},
@@ -284,9 +297,13 @@ def test_sillytavern(tmp_path: Path) -> None:
 def test_completion_text_takes_chats_apart_and_keeps_passages(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     chat = "### Human: Is it raining?\n### Assistant: Aye, love.\n### Human: Still?\n### Assistant: Still.</s>"
-    prose = " ".join(f"The kettle sang its {word} song, and nobody minded." for word in "first second third fourth".split())
+    prose = " ".join(
+        f"The kettle sang its {word} song, and nobody minded." for word in ["first", "second", "third", "fourth"]
+    )
     rows = [{"text": chat}, {"text": "<|im_start|>user\nTea?<|im_end|>\n<|im_start|>assistant\nPlease.<|im_end|>"}]
-    path.write_text("\n".join(json.dumps(row) for row in [*rows, *({"text": f"{prose} {i} {prose}"} for i in range(4))]))
+    path.write_text(
+        "\n".join(json.dumps(row) for row in [*rows, *({"text": f"{prose} {i} {prose}"} for i in range(4))])
+    )
     reading = read(path)
     assert reading.format == "completion"
     assert turns(reading)[0][-1] == ("assistant", "Still.")

@@ -16,7 +16,20 @@ from persona_lab.types import Persona
 
 PERSONA = Persona(id="ada", name="Ada", card={"data": {"name": "Ada"}})
 READERS = [reader() for reader in persona_lab_dataset_readers()]
-WORDS = "kettle rain teapot window ladder harbour garden engine letter candle bridge orchard".split()
+WORDS = [
+    "kettle",
+    "rain",
+    "teapot",
+    "window",
+    "ladder",
+    "harbour",
+    "garden",
+    "engine",
+    "letter",
+    "candle",
+    "bridge",
+    "orchard",
+]
 
 
 def paragraph(seed: int, sentences: int = 4) -> str:
@@ -43,7 +56,11 @@ def test_passages_keep_every_word_and_stop_at_headings(test_data: Path) -> None:
     assert len(kept) > 0.99 * len(text.split())
     assert all(12 <= len(p.text.split()) <= 290 for p in found)
     assert sum(60 <= len(p.text.split()) <= 200 for p in found) > 0.8 * len(found)
-    headed = list(passages([Block("One", True), *(Block(paragraph(i)) for i in range(5)), Block("Two", True), Block(paragraph(9))]))
+    headed = list(
+        passages(
+            [Block("One", True), *(Block(paragraph(i)) for i in range(5)), Block("Two", True), Block(paragraph(9))]
+        )
+    )
     assert {p.heading for p in headed} == {"One", "Two"}
     assert headed[-1].section > headed[-2].section
     endless = list(passages([Block("word " * 1000)]))
@@ -66,8 +83,12 @@ def test_prompts_are_made_and_marked_and_never_cross_a_split(test_data: Path) ->
 
 def test_markdown(tmp_path: Path) -> None:
     path = tmp_path / "notes.md"
-    body = "\n\n".join(f"## {title}\n{chr(10).join(parts[:1])}\n\n" + "\n\n".join(parts[1:]) for title, parts in chapters())
-    path.write_text(f"---\ntitle: x\n---\n\n{body}\n\n```python\nprint('no voice')\n```\n\nSee [the **harbour**](https://x.example).\n")
+    body = "\n\n".join(
+        f"## {title}\n{chr(10).join(parts[:1])}\n\n" + "\n\n".join(parts[1:]) for title, parts in chapters()
+    )
+    path.write_text(
+        f"---\ntitle: x\n---\n\n{body}\n\n```python\nprint('no voice')\n```\n\nSee [the **harbour**](https://x.example).\n"
+    )
     reading = read(path)
     assert reading.format == "prose"
     assert "print(" not in said(reading)
@@ -93,7 +114,9 @@ def test_epub(tmp_path: Path) -> None:
         )
         for (title, parts), name in zip(chapters(), names, strict=True):
             inner = "".join(f"<p>{part}</p>" for part in parts)
-            book.writestr(f"OEBPS/{name}", f"<html><head><style>no</style></head><body><h1>{title}</h1>{inner}</body></html>")
+            book.writestr(
+                f"OEBPS/{name}", f"<html><head><style>no</style></head><body><h1>{title}</h1>{inner}</body></html>"
+            )
     reading = read(path)
     assert reading.format == "epub"
     text = said(reading)

@@ -1,4 +1,4 @@
-"""A few hundred seeded damaged files: no reader crashes, hangs or bloats. The campaign is benchmarks/fuzz_readers.py."""
+"""A few hundred seeded damaged files: no crash, no hang. The campaign is benchmarks/fuzz_readers.py."""
 
 from __future__ import annotations
 

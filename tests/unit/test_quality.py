@@ -118,7 +118,11 @@ def test_real_data_is_found_out(test_data: Path, home: Home) -> None:
 def test_versions_stay_and_the_held_out_stays_held_out(home: Home, tmp_path: Path) -> None:
     import json
 
-    rows = [{"user": f"{q} ({i})", "assistant": f"{r} Number {i * 7919}."} for i in range(15) for q, r in CLEAN[i % 4 : i % 4 + 1]]
+    rows = [
+        {"user": f"{q} ({i})", "assistant": f"{r} Number {i * 7919}."}
+        for i in range(15)
+        for q, r in CLEAN[i % 4 : i % 4 + 1]
+    ]
     rows += [{"user": "Who?", "assistant": "I am {{char}} of Harthwaite, as ever was."}]
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
@@ -169,13 +173,16 @@ def test_an_import_can_be_stopped(home: Home, tmp_path: Path) -> None:
 
 
 def test_the_card_gives_rows_and_separate_probes(home: Home) -> None:
-    words = [f"{a}{b}" for a in ("eel", "moss", "fell", "beck", "thorn", "rook") for b in ("ing", "er", "ley", "wick", "by")]
+    words = [
+        f"{a}{b}" for a in ("eel", "moss", "fell", "beck", "thorn", "rook") for b in ("ing", "er", "ley", "wick", "by")
+    ]
     facts = [" ".join(random.Random(i).sample(words, 12)) for i in range(30)]
     entries = [{"keys": [f"Place {i}"], "content": facts[i], "enabled": True} for i in range(30)]
     card = {
         "data": {
             "name": "Nan",
-            "mes_example": "<START>\n{{user}}: Are you {{char}}?\n{{char}}: So they tell me, {{user}}.\n<START>\n{{char}}: alone",
+            "mes_example": "<START>\n{{user}}: Are you {{char}}?\n{{char}}: So they tell me, {{user}}.\n"
+            "<START>\n{{char}}: alone",
             "character_book": {"entries": [*entries, {"keys": ["/x/"], "content": "a rule for machines only"}]},
         }
     }

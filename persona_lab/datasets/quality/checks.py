@@ -81,7 +81,10 @@ def replies(conversation: Conversation) -> list[str]:
 
 
 def with_texts(conversation: Conversation, texts: Sequence[str]) -> Conversation | None:
-    """The conversation with other texts in its turns; turns left empty go, and what hangs on them; None if no reply stays."""
+    """The conversation with other texts in its turns; turns left empty go, and what hangs on them.
+
+    None if no reply stays.
+    """
     messages: list[Message] = []
     for message, text in zip(conversation.messages, texts, strict=True):
         if not text.strip():

@@ -12,7 +12,8 @@ from persona_lab.types import Conversation, Dataset, Message
 _SAYING = re.compile(r"\w")
 _DELETED = re.compile(r"^\W*(?:deleted|removed|no text|empty|n/?a|null|none|nan|media omitted)\W*$", re.I)
 _PHRASES = re.compile(
-    r"\bas an? (?:ai|artificial intelligence|(?:large )?language model|virtual assistant)\b|\b(?:ai|large) language model\b|"
+    r"\bas an? (?:ai|artificial intelligence|(?:large )?language model|virtual assistant)\b|"
+    r"\b(?:ai|large) language model\b|"
     r"\bI(?:'|’)?m (?:just |only )?an? (?:ai|artificial intelligence|virtual assistant|chat ?bot)\b|"
     r"\ban? (?:ai|artificial intelligence|virtual) (?:assistant|model|chat ?bot)\b|"
     r"\bI am (?:just |only )?an? (?:ai|artificial intelligence|language model|virtual assistant|chat ?bot)\b|"
@@ -165,12 +166,14 @@ class OtherLanguages(Check):
             return f"{script}: {excerpt(text)}"
         words = [word.casefold() for word in _WORDS.findall(text)]
         known = sum(word in context.words for word in words)
-        foreign = len(context.words) > _KNOWN_WORDS // 2 and len(words) >= _MIN_WORDS and known < _MIN_SHARED * len(words)
+        foreign = (
+            len(context.words) > _KNOWN_WORDS // 2 and len(words) >= _MIN_WORDS and known < _MIN_SHARED * len(words)
+        )
         return excerpt(text) if foreign else ""
 
 
 def common_words(dataset: Dataset) -> dict[str, int]:
-    """The words that come in most replies, with the number of rows; `""` gives the number of the usual writing (from 1).
+    """The words that come in most replies, with the number of rows; `""` gives the usual writing, by number (from 1).
 
     Empty where there are too few rows to know the language from.
     """

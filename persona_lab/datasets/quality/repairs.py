@@ -22,7 +22,9 @@ class OverLong(Check):
 
     def look(self, conversation: Conversation, context: Context) -> str:
         words = _size(conversation.messages)
-        return f"about {words:,} words: {excerpt(conversation.messages[0].content)}" if words > context.most_words else ""
+        return (
+            f"about {words:,} words: {excerpt(conversation.messages[0].content)}" if words > context.most_words else ""
+        )
 
     def mend(self, conversation: Conversation, context: Context) -> Sequence[Conversation]:
         system = conversation.messages[:1] if conversation.messages[0].role == "system" else ()
@@ -89,11 +91,17 @@ def _beginning(text: str, words: int) -> str:
 
 _PERSONAL = (
     ("[email]", re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,4}(?![\w@])")),
-    ("[address]", re.compile(
-        r"\b\d{1,5}[A-Za-z]?,?\s(?:[A-Z][\w'’.-]{1,20}\s){1,3}(?:Street|St|Road|Rd|Avenue|Ave|Lane|Ln|Drive|Dr|Boulevard|Blvd|"
-        r"Square|Sq|Court|Ct|Place|Pl|Terrace|Way|Close|Crescent)\b\.?"
-    )),
-    ("[address]", re.compile(r"\b[A-ZÄÖÜ][\wäöüß-]{2,30}(?:straße|strasse|str\.|weg|platz|allee|gasse)\s\d{1,4}\s?[a-z]?\b")),
+    (
+        "[address]",
+        re.compile(
+            r"\b\d{1,5}[A-Za-z]?,?\s(?:[A-Z][\w'’.-]{1,20}\s){1,3}(?:Street|St|Road|Rd|Avenue|Ave|Lane|Ln|Drive|Dr|Boulevard|Blvd|"
+            r"Square|Sq|Court|Ct|Place|Pl|Terrace|Way|Close|Crescent)\b\.?"
+        ),
+    ),
+    (
+        "[address]",
+        re.compile(r"\b[A-ZÄÖÜ][\wäöüß-]{2,30}(?:straße|strasse|str\.|weg|platz|allee|gasse)\s\d{1,4}\s?[a-z]?\b"),
+    ),
     ("[account]", re.compile(r"\b[A-Z]{2}\d{2}(?:\s?[A-Z0-9]{4}){3,7}(?:\s?[A-Z0-9]{1,3})?\b")),
     ("[address]", re.compile(r"\b(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)\b(?!\.?\d)")),
 )
@@ -122,7 +130,11 @@ def _is_phone(text: str, digits: str) -> bool:
     if not 7 <= len(digits) <= 15 or _DATE.match(text.strip()):
         return False
     groups = len(re.findall(r"\d+", text))
-    return text.startswith(("+", "(", "0")) or (groups >= 3 and len(digits) >= 9) or bool(re.fullmatch(r"\d{3}-\d{4}", text))
+    return (
+        text.startswith(("+", "(", "0"))
+        or (groups >= 3 and len(digits) >= 9)
+        or bool(re.fullmatch(r"\d{3}-\d{4}", text))
+    )
 
 
 def _luhn(digits: str) -> bool:
@@ -161,7 +173,8 @@ def redacted(text: str) -> str:
 # --- placeholders ---------------------------------------------------------------------------------
 
 _PLACEHOLDER = re.compile(
-    r"\{\{\s?[\w .:-]{1,40}\s?\}\}|<(?:user|bot|char|name|your name|assistant)>|\[(?:your name|name|insert [\w ]{1,30}|user)\]|"
+    r"\{\{\s?[\w .:-]{1,40}\s?\}\}|<(?:user|bot|char|name|your name|assistant)>|"
+    r"\[(?:your name|name|insert [\w ]{1,30}|user)\]|"
     r"(?<![\w{])\{(?:name|user|char|character|author|company)\}",
     re.I,
 )
@@ -206,7 +219,9 @@ _APOSTROPHE = re.compile(
     r"\b(i|you|we|they) (ll|ve|re)\b|\b(i) (m)\b|\b(it|that|there|what|he|she|let|who) (s)\b",
     re.I,
 )
-_ENTITY = re.compile(r"&(?:amp|lt|gt|quot|apos|nbsp|hellip|mdash|ndash|rsquo|lsquo|ldquo|rdquo|#\d{2,6}|#x[0-9a-f]{2,5});", re.I)
+_ENTITY = re.compile(
+    r"&(?:amp|lt|gt|quot|apos|nbsp|hellip|mdash|ndash|rsquo|lsquo|ldquo|rdquo|#\d{2,6}|#x[0-9a-f]{2,5});", re.I
+)
 _SUSPECT = re.compile("\ufffd|[ÃÂâåæçéèðÐÑ][\u0080-\u00bf\u2013-\u203a€™œžŸŠ˜¢£¥§©«®°±²³µ·¹º»¼½¾¿ ]")
 
 

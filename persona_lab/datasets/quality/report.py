@@ -1,7 +1,7 @@
 """The report on a dataset before a training, and fixes: what each check found, and the rows without it.
 
-A fix gives rows for a new version and never changes one that is there. Rows keep their split; a row that becomes a copy of
-one that is held out goes to the test split, so that what is held out stays so.
+A fix gives rows for a new version and never changes one that is there. Rows keep their split; a row that becomes a
+copy of one that is held out goes to the test split, so that what is held out stays so.
 """
 
 from __future__ import annotations
@@ -145,7 +145,9 @@ def fixed(
             now = now.model_copy(update={"conversations": rows})
     if not notes:
         told = ", ".join(known[kind].title.lower() for kind in wanted)
-        raise BadInput(f"{dataset.name!r} has nothing of this to mend: {told}.", "See `datasets check` for what it has.")
+        raise BadInput(
+            f"{dataset.name!r} has nothing of this to mend: {told}.", "See `datasets check` for what it has."
+        )
     rows, moved = _held_again(now, ledger)
     if moved:
         notes.append(f"{moved} rows that came to repeat held-out ones went to the test split.")

@@ -62,7 +62,7 @@ class ColumnsReader(DatasetReader):
 
     id = "columns"
     title = "Rows with columns"
-    summary = "CSV, TSV, JSON, JSONL or Parquet with columns of any name: say which with --map user=QUESTION,assistant=ANSWER."
+    summary = "CSV, TSV, JSON, JSONL or Parquet with any columns: say which with --map user=QUESTION,assistant=ANSWER."
     rank = 60
     binary = True  # Parquet
 
@@ -86,7 +86,7 @@ class ColumnsReader(DatasetReader):
         from persona_lab.api import read_rows
 
         columns = _columns([row for _, row in read_rows(path).rows[:200]])
-        return {role: columns for role in ("assistant", "user", "system", "split", "group")}
+        return dict.fromkeys(("assistant", "user", "system", "split", "group"), columns)
 
     def read(self, path: Path, persona: Persona, mapping: Mapping[str, str]) -> ReadResult:
         """`mapping`: any of user, assistant, system, split, group, id; or speaker, text; or other.

@@ -27,7 +27,9 @@ def _column(row: Any) -> str:
     """The column that holds the row's text, if it is a row of this format."""
     if not isinstance(row, dict):
         return ""
-    texts = [key for key, value in row.items() if isinstance(value, str) and key.lower() not in ("id", "split", "source")]
+    texts = [
+        key for key, value in row.items() if isinstance(value, str) and key.lower() not in ("id", "split", "source")
+    ]
     return next((key for key in _KEYS if key in row and isinstance(row[key], str) and len(texts) <= 3), "")
 
 

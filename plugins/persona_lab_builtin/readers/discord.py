@@ -14,7 +14,11 @@ _KINDS = ("Default", "Reply", "0", "19")
 
 def _messages(value: Any) -> list[dict[str, Any]]:
     found = value.get("messages") if isinstance(value, dict) else None
-    return [m for m in found if isinstance(m, dict) and isinstance(m.get("author"), dict)] if isinstance(found, list) else []
+    return (
+        [m for m in found if isinstance(m, dict) and isinstance(m.get("author"), dict)]
+        if isinstance(found, list)
+        else []
+    )
 
 
 def _name(author: Any) -> str:

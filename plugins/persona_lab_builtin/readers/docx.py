@@ -27,7 +27,11 @@ class DocxReader(DatasetReader):
             names = Zip(path).names
         except BadInput:
             return Detection(score=0)
-        return Detection(score=0.97, why=f"it is a zip archive with {_DOCUMENT}") if _DOCUMENT in names else Detection(score=0)
+        return (
+            Detection(score=0.97, why=f"it is a zip archive with {_DOCUMENT}")
+            if _DOCUMENT in names
+            else Detection(score=0)
+        )
 
     def read(self, path: Path, persona: Persona, mapping: Mapping[str, str]) -> ReadResult:
         from persona_lab.api import Block, Zip, document_result, xml_root
@@ -43,7 +47,7 @@ class DocxReader(DatasetReader):
         return document_result(blocks, persona, path.name)
 
 
-def _text(element) -> str:  # noqa: ANN001
+def _text(element) -> str:
     """What an element of a run says (Office Open XML, WordprocessingML: t, tab, br)."""
     if element.tag == f"{_W}t":
         return element.text or ""

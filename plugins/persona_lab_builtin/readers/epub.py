@@ -40,12 +40,14 @@ class EpubReader(DatasetReader):
         blocks = [block for name in pages for block in html_blocks(book.read(name))]
         return document_result(blocks, persona, path.name)
 
-    def _pages(self, book) -> list[str]:  # noqa: ANN001
+    def _pages(self, book) -> list[str]:
         """Names of the pages in reading order (EPUB 3.3, section 5: package document, spine)."""
         from persona_lab.api import xml_root
 
         container = xml_root(book.read(_CONTAINER), _CONTAINER)
-        found = next((element.get("full-path") for element in container.iter() if element.tag.endswith("rootfile")), None)
+        found = next(
+            (element.get("full-path") for element in container.iter() if element.tag.endswith("rootfile")), None
+        )
         if not found:
             raise BadInput(f"{book.path} does not say where its pages are.", "Convert it to EPUB again.")
         package = xml_root(book.read(found), found)

@@ -1,4 +1,4 @@
-"""Film scripts: a name in capitals on a line of its own, what is said below it, action after a blank line. Fountain too."""
+"""Film scripts: a name in capitals on its own line, what is said below it, then a blank line. Fountain too."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from pathlib import Path
 
 from persona_lab.api import BadInput, DatasetReader, Detection, Persona, ReadResult
 
-_NAME = re.compile(r"^\s{0,60}@?([A-Z][A-Z0-9 .'’-]{0,38}[A-Z0-9.])\s*(?:\((?:[A-Z. ,'’]{1,30}|[a-z. ,']{1,30})\)\s*){0,2}\^?$")
-_SCENE = re.compile(r"^\s*(?:INT|EXT|EST|INT\.?/EXT|I/E)[. ]|^\s*(?:FADE|CUT|DISSOLVE|SMASH)\b.{0,40}|^\s*(?:THE )?END\.?$|^\.[A-Z]")
+_NAME = re.compile(
+    r"^\s{0,60}@?([A-Z][A-Z0-9 .'’-]{0,38}[A-Z0-9.])\s*(?:\((?:[A-Z. ,'’]{1,30}|[a-z. ,']{1,30})\)\s*){0,2}\^?$"
+)
+_SCENE = re.compile(
+    r"^\s*(?:INT|EXT|EST|INT\.?/EXT|I/E)[. ]|^\s*(?:FADE|CUT|DISSOLVE|SMASH)\b.{0,40}|^\s*(?:THE )?END\.?$|^\.[A-Z]"
+)
 _ASIDE = re.compile(r"\([^()\n]{0,200}\)")
 _LONGEST_LINE = 2_000
 _PEEKED = 1_500

@@ -22,8 +22,9 @@ _STAGE = re.compile(r"\[[^\[\]]{0,2000}\]")
 _EMPHASIS = re.compile(r"(?<![\w_])_([^_\n]{1,400})_(?![\w_])")
 _DOTS = re.compile(r"\s?\. \. \.(?: \.)?")
 _SCENE = re.compile(
-    r"^\s*(?:(?:ACT|SCENE|CHAPTER|PROLOGUE|EPILOGUE)\b.{0,60}|(?:THE )?(?:FIRST|SECOND|THIRD|FOURTH|FIFTH|LAST) (?:ACT|SCENE)"
-    r"\b.{0,20}|(?:ACT DROP|CURTAIN|TABLEAU|THE END|END OF .{0,40})\.?|[*=#~-]{3,}\s*|(?:\* ){2,}\*?\s*|#{1,6} .{0,80})$",
+    r"^\s*(?:(?:ACT|SCENE|CHAPTER|PROLOGUE|EPILOGUE)\b.{0,60}|(?:THE )?(?:FIRST|SECOND|THIRD|FOURTH|FIFTH|LAST) "
+    r"(?:ACT|SCENE)\b.{0,20}|(?:ACT DROP|CURTAIN|TABLEAU|THE END|END OF .{0,40})\.?|"
+    r"[*=#~-]{3,}\s*|(?:\* ){2,}\*?\s*|#{1,6} .{0,80})$",
     re.IGNORECASE,
 )
 _LICENCE = re.compile(r"^\*\*\*\s?(START|END) OF (?:THE|THIS) PROJECT GUTENBERG.*$", re.MULTILINE | re.IGNORECASE)

@@ -21,7 +21,7 @@ def _is_message(row: Any) -> bool:
 
 
 class SillyTavernReader(DatasetReader):
-    """Messages with `name`, `is_user` and `mes`; the swipe that was kept is the one in `mes`. System notes are left out."""
+    """Messages with `name`, `is_user` and `mes`; the swipe that was kept is in `mes`. System notes are left out."""
 
     id = "sillytavern"
     title = "SillyTavern chat"
@@ -53,7 +53,10 @@ class SillyTavernReader(DatasetReader):
         if character and not chosen.get("assistant"):
             chosen["assistant"] = character
         result = chat_result(said, persona, chosen, path.name, room=False)
-        other = character and character.casefold() not in (persona.name.casefold(), persona.field("nickname").casefold())
+        other = character and character.casefold() not in (
+            persona.name.casefold(),
+            persona.field("nickname").casefold(),
+        )
         told = (f"The chat is with {character!r}, and is taken as {persona.name}'s.",) if other else ()
         return result.model_copy(update={"warnings": told + result.warnings})
 

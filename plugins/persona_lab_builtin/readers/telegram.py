@@ -60,7 +60,9 @@ class TelegramReader(DatasetReader):
         fitting = sum("from" in m and "text" in m and "date" in m for m in messages)
         if not fitting:
             return Detection(score=0)
-        return Detection(score=0.97, why=f"it has {len(chats)} chats with {fitting} messages of `from`, `text` and `date`")
+        return Detection(
+            score=0.97, why=f"it has {len(chats)} chats with {fitting} messages of `from`, `text` and `date`"
+        )
 
     def roles(self, path: Path) -> Mapping[str, Sequence[str]]:
         from persona_lab.api import EVERYBODY, speakers

@@ -1,4 +1,4 @@
-"""WhatsApp's "Export chat" text: `31/12/23, 21:15 - Name: text` (Android) and `[31/12/23, 21:15:03] Name: text` (iOS)."""
+"""WhatsApp's Export chat: `31/12/23, 21:15 - Name: text` (Android) and `[31/12/23, 21:15:03] Name: text` (iOS)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ _HEAD = re.compile(
 _SPEAKER = re.compile(r"^~?\s?([^:\n]{1,60}):\s(.*)$", re.S)
 _INVISIBLE = re.compile(r"[\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
 _NOTICE = re.compile(
-    r"^(?:<media omitted>|<medien ausgeschlossen>|<.{1,40}omitted>|.{0,20}(?:image|video|audio|sticker|gif|document|contact card) "
+    r"^(?:<media omitted>|<medien ausgeschlossen>|<.{1,40}omitted>|"
+    r".{0,20}(?:image|video|audio|sticker|gif|document|contact card) "
     r"omitted|this message was deleted\.?|you deleted this message\.?|missed (?:voice|video) call.*|null|"
     r"messages and calls are end-to-end encrypted.*|.{1,80}\(file attached\)|<attached: .{1,80}>)$",
     re.I,
