@@ -97,8 +97,8 @@ def document_result(blocks: Sequence[Block], persona: Persona, source: str) -> R
     count = Counter(conversation.made for conversation in conversations)
     note = (
         f"{len(conversations)} examples were made of {words:,} words: each reply is a passage as it stands, each "
-        f"prompt is made ({count[CONTINUATION]} times the words before it, {count[INSTRUCTION]} times a template). All of the "
-        f"text is taken as {persona.name}'s own."
+        f"prompt is made ({count[CONTINUATION]} times the words before it, {count[INSTRUCTION]} times a template). "
+        f"All of the text is taken as {persona.name}'s own."
     )
     return ReadResult(conversations=conversations, warnings=(note,))
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from persona_lab.api import DatasetReader, Detection, ReadResult
-from persona_lab.datasets.toolkit import forget_rows, head_bytes, is_text, peek_text, read_rows, read_text
+from persona_lab.datasets.rows import forget_rows, read_rows
+from persona_lab.datasets.toolkit import head_bytes, is_text, peek_text, read_text
 from persona_lab.datasets.turns import match_speaker
 from persona_lab.errors import BadInput, PersonaLabError, UnknownName
 from persona_lab.types import Persona

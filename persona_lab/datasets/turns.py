@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from persona_lab.datasets.progress import ticking
-from persona_lab.datasets.toolkit import Rows, clean, split_of
+from persona_lab.datasets.rows import Rows
+from persona_lab.datasets.toolkit import clean, split_of
 from persona_lab.types import Conversation, Message, Role
 
 MAX_ROW_CHARACTERS = 1_000_000
