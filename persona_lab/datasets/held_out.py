@@ -31,6 +31,8 @@ MIN_WORDS = 4
 STOCK_QUESTIONS = 3
 NAMED_ROWS = 5
 _WRITING = threading.Lock()
+_APOSTROPHE = re.compile(r"(?<=\w)['’](?=\w)")
+_LETTERS = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,10 @@ class HeldOut:
 
 def normalised(text: str) -> str:
     """Letters and digits only, lower case, single spaces: what two copies of a line have in common."""
-    plain = re.sub(r"(?<=\w)['’](?=\w)", "", unicodedata.normalize("NFKC", text)).casefold()
-    return " ".join(re.findall(r"[^\W_]+", plain))
+    plain = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    if "'" in plain or "’" in plain:
+        plain = _APOSTROPHE.sub("", plain)
+    return " ".join(_LETTERS.findall(plain.casefold()))
 
 
 def exchanges(conversation: Conversation) -> Iterator[tuple[str, str]]:

@@ -61,9 +61,9 @@ def near_duplicates(conversations: Sequence[Conversation]) -> list[tuple[int, in
     Of a family of conversations that are all alike, enough pairs to join it are given, not all of them.
     """
     count, looking = len(conversations), "looking for near-duplicates"
-    whole = [_hashes(_said(c, ("user", "assistant"))) for c in ticking(conversations, count, looking)]
+    whole = [hashes(_said(c, ("user", "assistant"))) for c in ticking(conversations, count, looking)]
     alike = set(linked_pairs(whole, WHOLE_THRESHOLD))
-    replies = [_hashes(_said(c, ("assistant",)), _SHORT_REPLY) for c in ticking(conversations, count, looking)]
+    replies = [hashes(_said(c, ("assistant",)), _SHORT_REPLY) for c in ticking(conversations, count, looking)]
     return sorted(alike.union(linked_pairs(replies, REPLY_THRESHOLD)))
 
 
@@ -104,7 +104,9 @@ def linked_pairs(sets: Sequence[np.ndarray], threshold: float) -> Iterator[tuple
             if common >= threshold * (len(items) + len(theirs) - common):
                 links.join(number, different[other])
                 yield min(number, different[other]), max(number, different[other])
-        for item in shared:
+        # a later set is at least as large, so that a shorter prefix finds it (Xiao et al. 2008, PPJoin, lemma 3)
+        indexed = len(items) - math.ceil(2 * threshold / (1 + threshold) * len(items)) + 1
+        for item in shared[: max(indexed - (len(prefix) - len(shared)), 0)]:
             index[item].append(place)
 
 
@@ -119,7 +121,7 @@ def _by_rarity(sets: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int]:
     return [np.sort(ranked[a:b]) for a, b in pairwise(edges)], int((counts == 1).sum())
 
 
-def _hashes(text: str, fewest: int = 1) -> np.ndarray:
+def hashes(text: str, fewest: int = 1) -> np.ndarray:
     """The shingles of a text as hashes, int64 [shingles], sorted; none where there are fewer than `fewest`."""
     found = shingles(text)
     if len(found) < fewest:

@@ -36,14 +36,21 @@ def content_key(conversation: Conversation) -> str:
 
 
 def without_duplicates(conversations: Sequence[Conversation]) -> tuple[Conversation, ...]:
-    """Each content once, at its first place; of two with different splits the one held out stays."""
+    """Each content once, at its first place; of two with different splits the one held out stays.
+
+    Of two with the same split the one with a group stays, so that the order of the rows decides nothing.
+    """
     best: dict[str, Conversation] = {}
     for conversation in conversations:
         key = content_key(conversation)
         known = best.get(key)
-        if known is None or _STRICTNESS[conversation.split] > _STRICTNESS[known.split]:
+        if known is None or _precedence(conversation) > _precedence(known):
             best[key] = conversation
     return tuple(best.values())
+
+
+def _precedence(conversation: Conversation) -> tuple[int, str]:
+    return _STRICTNESS[conversation.split], conversation.group
 
 
 def assign_splits(
