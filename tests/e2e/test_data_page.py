@@ -21,9 +21,9 @@ LOG = "\n".join(
     f"[10:{i % 60:02}] <{nick}> {text}"
     for i in range(30)
     for nick, text in (
-        ("kim", f"nan: what about the {i}th kettle, the one by the {'door window stove'.split()[i % 3]}?"),
+        ("kim", f"nan: what about the {i}th kettle, the one by the {['door', 'window', 'stove'][i % 3]}?"),
         ("jo", "anybody seen my hat"),
-        ("nan", f"kim: the {i}th sings in {'A B C D'.split()[i % 4]}, ask {i * 37}@example.org about it, love"),
+        ("nan", f"kim: the {i}th sings in {['A', 'B', 'C', 'D'][i % 4]}, ask {i * 37}@example.org about it, love"),
     )
 )
 
