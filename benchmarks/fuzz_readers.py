@@ -3,10 +3,10 @@
     python benchmarks/fuzz_readers.py [--cases 10000] [--seed 0] [--data DATA] [--keep FOLDER]
 
 Files of every format the readers know are made (and taken from DATA, if given), mutated with a seed, and read by every
-reader's detection, the chosen reader, and the building of a dataset. A case fails if it ends in anything but a result
-or a PersonaLabError, if a reader's own exception had to be caught at the plugin border, if it takes over 2 s, or if
-memory rises over 500 MB above the start. Prints one JSON document; exit code 1 if a case failed. `--keep` saves
-failing files.
+reader's detection, the chosen reader, the building of a dataset, its checks and their fixes. A case fails if it ends in
+anything but a result or a PersonaLabError, if a reader's own exception had to be caught at the plugin border, if it
+takes over 2 s, or if memory rises over 500 MB above the start. Prints one JSON document; exit code 1 if a case failed.
+`--keep` saves failing files.
 """
 
 from __future__ import annotations
@@ -234,6 +234,8 @@ def limited(seconds: float) -> Iterator[None]:
 def attempt(path: Path, readers: list[Any], persona: Any, mapping: dict[str, str]) -> str:
     """Read one file in every way; `read`, `refused`, or what went wrong."""
     from persona_lab.datasets.build import build_dataset
+    from persona_lab.datasets.held_out import HeldOut
+    from persona_lab.datasets.quality.report import fixed, quality_report
     from persona_lab.datasets.reading import look_at, read_dataset
     from persona_lab.errors import PersonaLabError
 
@@ -245,7 +247,10 @@ def attempt(path: Path, readers: list[Any], persona: Any, mapping: dict[str, str
                 look_at(path, readers, persona)
             try:
                 reading = read_dataset(path, readers, persona, mapping=mapping)
-                build_dataset(reading, "nan", 1, "nan v1", path.name)
+                dataset, _ = build_dataset(reading, "nan", 1, "nan v1", path.name)
+                kinds = [finding.kind for finding in quality_report(dataset, persona).findings]
+                if kinds:
+                    fixed(dataset, persona, kinds, HeldOut())
             except PersonaLabError as error:
                 if " failed on " in error.message or " failed to look at it" in error.message:
                     return f"crash caught at the border: {error.message[:300]}"

@@ -22,6 +22,7 @@ WHOLE_THRESHOLD = 0.6
 REPLY_THRESHOLD = 0.7
 _SHORT_REPLY = 5
 _NEWEST = 500
+_ROUNDING = 1e-9
 _WORD = re.compile(r"\w+")
 
 Shingles = frozenset[tuple[str, ...]]
@@ -87,27 +88,40 @@ def linked_pairs(sets: Sequence[np.ndarray], threshold: float) -> Iterator[tuple
             yield known, number
     different = [number for number in first.values() if len(sets[number])]
     ranked, lonely = _by_rarity([sets[number] for number in different])
+    marks = [_mark(items) for items in ranked]
+    needed = threshold / (1 + threshold)
     index: dict[int, list[int]] = defaultdict(list)
     order = sorted(range(len(different)), key=lambda i: len(ranked[i]))
     for place in ticking(order, len(order), "looking for near-duplicates"):
         items, number = ranked[place], different[place]
-        prefix = items[: len(items) - math.ceil(threshold * len(items)) + 1]
-        shared = [
-            int(item) for item in prefix[np.searchsorted(prefix, lonely) :]
-        ]  # what no other set has finds nothing
-        candidates = {other for item in shared for other in index[item][-_NEWEST:]}
+        size, mark = len(items), marks[place]
+        prefix = items[: size - math.ceil(threshold * size - _ROUNDING) + 1]
+        shared = prefix[np.searchsorted(prefix, lonely) :].tolist()  # what no other set has finds nothing
+        candidates = {other for item in shared if item in index for other in index[item][-_NEWEST:]}
         for other in sorted(candidates):
             theirs = ranked[other]
-            if len(theirs) < threshold * len(items) or links.root(different[other]) == links.root(number):
+            both = size + len(theirs)
+            # bits that only one of two marks has are elements that only one has (Sandes et al. 2020, bitmap filter)
+            if both - (mark ^ marks[other]).bit_count() < 2 * needed * both - _ROUNDING or len(theirs) < threshold * size:
+                continue
+            if links.root(different[other]) == links.root(number):
                 continue
             common = len(np.intersect1d(items, theirs, assume_unique=True))
-            if common >= threshold * (len(items) + len(theirs) - common):
+            if common >= threshold * (both - common) - _ROUNDING:
                 links.join(number, different[other])
                 yield min(number, different[other]), max(number, different[other])
         # a later set is at least as large, so that a shorter prefix finds it (Xiao et al. 2008, PPJoin, lemma 3)
-        indexed = len(items) - math.ceil(2 * threshold / (1 + threshold) * len(items)) + 1
+        indexed = size - math.ceil(2 * needed * size - _ROUNDING) + 1
         for item in shared[: max(indexed - (len(prefix) - len(shared)), 0)]:
             index[item].append(place)
+
+
+def _mark(items: np.ndarray) -> int:
+    """A set as 512 bits: the bit of each element's remainder."""
+    mark = 0
+    for item in items.tolist():
+        mark |= 1 << (item & 511)
+    return mark
 
 
 def _by_rarity(sets: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int]:
