@@ -7,8 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from persona_lab.datasets.held_out import HeldOut, line_keys, probe_keys
-from persona_lab.datasets.progress import tick
+from persona_lab.datasets.held_out import Entry, HeldOut, line_keys, probe_keys
+from persona_lab.datasets.progress import tick, ticking
 from persona_lab.datasets.reading import Reading
 from persona_lab.datasets.splits import assign_splits, content_key, without_duplicates
 from persona_lab.errors import BadInput
@@ -41,7 +41,7 @@ def build_dataset(
     result = reading.result
     tick("sharing out", 0)
     unique = without_duplicates(result.conversations)
-    held = {} if ledger is None else {i: entry for i, c in enumerate(unique) if (entry := ledger.find(c))}
+    held = {} if ledger is None else _held(unique, ledger)
     split = assign_splits(unique, held, _trained_before(unique, earlier))
     conversations = _with_own_ids(split.conversations)
     if not any(conversation.split == "train" for conversation in conversations):
@@ -78,6 +78,14 @@ def build_dataset(
         created=now(),
         warnings=warnings,
     )
+
+
+def _held(conversations: Sequence[Conversation], ledger: HeldOut) -> dict[int, Entry]:
+    """What was held out before, by index."""
+    if not ledger.entries:
+        return {}
+    rows = enumerate(ticking(conversations, len(conversations), "looking for what is held out"))
+    return {i: entry for i, conversation in rows if (entry := ledger.find(conversation))}
 
 
 def next_version(before: Dataset, version: int, rows: tuple[Conversation, ...]) -> Dataset:

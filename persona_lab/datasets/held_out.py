@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from persona_lab.datasets.progress import tick, ticking
 from persona_lab.datasets.toolkit import read_text
 from persona_lab.errors import BadInput
 from persona_lab.home import write_atomic
@@ -122,7 +123,9 @@ def long_enough(reply: str) -> bool:
 def stock_phrases(conversations: Iterable[Conversation]) -> frozenset[str]:
     """The replies (normalised) that are given to three or more different questions."""
     questions: dict[str, set[str]] = defaultdict(set)
-    for conversation in conversations:
+    for number, conversation in enumerate(conversations):
+        if number % 1024 == 0:
+            tick("looking for lines that come again", 0.5)
         for question, reply in exchanges(conversation):
             questions[normalised(reply)].add(normalised(question))
     return frozenset(reply for reply, asked in questions.items() if len(asked) >= STOCK_QUESTIONS)
@@ -152,7 +155,7 @@ def sharing_lines(conversations: Sequence[Conversation]) -> Iterator[tuple[int, 
     """Pairs of conversations that have a line of at least four words in common, and so belong in one split."""
     stock = stock_phrases(conversations)
     first: dict[str, int] = {}
-    for i, conversation in enumerate(conversations):
+    for i, conversation in enumerate(ticking(conversations, len(conversations), "looking for lines that come again")):
         for key in probe_keys(conversation, stock):
             if first.setdefault(key, i) != i:
                 yield first[key], i

@@ -81,14 +81,14 @@ def linked_pairs(sets: Sequence[np.ndarray], threshold: float) -> Iterator[tuple
         return
     links = Clusters(len(sets))
     first: dict[bytes, int] = {}
-    for number, each in enumerate(sets):
+    for number, each in enumerate(ticking(sets, len(sets), "looking for near-duplicates")):
         known = first.setdefault(each.tobytes(), number) if len(each) else number
         if known != number:
             links.join(number, known)
             yield known, number
     different = [number for number in first.values() if len(sets[number])]
     ranked, lonely = _by_rarity([sets[number] for number in different])
-    marks = [_mark(items) for items in ranked]
+    marks = [_mark(items) for items in ticking(ranked, len(ranked), "looking for near-duplicates")]
     needed = threshold / (1 + threshold)
     index: dict[int, list[int]] = defaultdict(list)
     order = sorted(range(len(different)), key=lambda i: len(ranked[i]))
@@ -102,7 +102,10 @@ def linked_pairs(sets: Sequence[np.ndarray], threshold: float) -> Iterator[tuple
             theirs = ranked[other]
             both = size + len(theirs)
             # bits that only one of two marks has are elements that only one has (Sandes et al. 2020, bitmap filter)
-            if both - (mark ^ marks[other]).bit_count() < 2 * needed * both - _ROUNDING or len(theirs) < threshold * size:
+            if (
+                both - (mark ^ marks[other]).bit_count() < 2 * needed * both - _ROUNDING
+                or len(theirs) < threshold * size
+            ):
                 continue
             if links.root(different[other]) == links.root(number):
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import gradio as gr
@@ -15,6 +16,7 @@ from persona_lab.ui.page import QUIET, Page
 
 AUTO = "auto"
 MOST_CANDIDATES = 4
+SHOWN_EVERY = 0.3
 
 
 class ImportPanel:
@@ -83,11 +85,14 @@ class ImportPanel:
         progress: gr.Progress = gr.Progress(),
     ) -> tuple[Any, ...]:
         self.stopped.clear()
+        shown = [0.0]
 
         def watch(doing: str, share: float) -> None:
             if self.stopped.is_set():
                 raise Cancelled("The import was stopped, and nothing was changed.", "")
-            progress(share, desc=doing.capitalize())
+            if time.monotonic() - shown[0] > SHOWN_EVERY:
+                shown[0] = time.monotonic()
+                progress(share, desc=doing.capitalize())
 
         try:
             if not persona:
