@@ -5,7 +5,7 @@
 Files of every format the readers know are made (and taken from DATA, if given), mutated with a seed, and read by every
 reader's detection, the chosen reader, the building of a dataset, its checks and their fixes. A case fails if it ends in
 anything but a result or a PersonaLabError, if a reader's own exception had to be caught at the plugin border, if it
-takes over 2 s, or if memory rises over 500 MB above the start. Prints one JSON document; exit code 1 if a case failed.
+takes over 2 processor seconds, or if memory rises over 500 MB above the start. Prints one JSON document; exit code 1 if a case failed.
 `--keep` saves failing files.
 """
 
@@ -217,18 +217,18 @@ class TooSlow(Exception):
 
 @contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """Raise TooSlow after so long; regular expressions notice signals too."""
+    """Raise TooSlow after so many processor seconds; regular expressions notice signals too."""
 
     def stop(*_: Any) -> None:
         raise TooSlow(f"over {seconds} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def attempt(path: Path, readers: list[Any], persona: Any, mapping: dict[str, str]) -> str:
@@ -285,9 +285,9 @@ def campaign(cases: int, seed: int, data: Path | None = None, keep: Path | None 
             mapping = dice.choice(
                 ({}, {}, {"assistant": "nan"}, {"assistant": "Nan", "user": "*"}, {"user": "a", "assistant": "b"})
             )
-            before = time.monotonic()
+            before = time.process_time()
             outcome = attempt(path, readers, persona, mapping)
-            slowest = max(slowest, (time.monotonic() - before, f"{case} {path.name}"))
+            slowest = max(slowest, (time.process_time() - before, f"{case} {path.name}"))
             outcomes[outcome.split(":")[0]] += 1
             if outcome not in ("read", "refused"):
                 failed.append({"case": case, "file": path.name, "what": outcome})

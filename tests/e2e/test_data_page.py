@@ -17,6 +17,8 @@ from .test_page import choose_persona, tab
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
+PATIENCE = 30_000
+
 LOG = "\n".join(
     f"[10:{i % 60:02}] <{nick}> {text}"
     for i in range(30)
@@ -36,6 +38,7 @@ def counted(page: Page) -> int:
 def test_a_chat_log_is_imported_checked_mended_and_taken_back(
     app: App, new_page: Callable[[str], Any], tmp_path: Path, starter_home: Home
 ) -> None:
+    expect.set_options(timeout=PATIENCE)
     log = tmp_path / "room.log"
     log.write_text(LOG)
     page = new_page(app.start())
