@@ -5,8 +5,8 @@
 Files of every format the readers know are made (and taken from DATA, if given), mutated with a seed, and read by every
 reader's detection, the chosen reader, the building of a dataset, its checks and their fixes. A case fails if it ends in
 anything but a result or a PersonaLabError, if a reader's own exception had to be caught at the plugin border, if it
-takes over 2 processor seconds, or if memory rises over 500 MB above the start. Prints one JSON document; exit code 1 if a case failed.
-`--keep` saves failing files.
+takes over 2 processor seconds, or if memory rises over 500 MB above the start. Prints one JSON document; exit code 1 if
+a case failed. `--keep` saves failing files.
 """
 
 from __future__ import annotations
