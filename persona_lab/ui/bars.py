@@ -8,7 +8,7 @@ from persona_lab.ui.html import esc
 
 WIDTH, HEIGHT = 360, 150
 LEFT, BOTTOM, TOP = 8, 30, 18
-MOST_BARS = 12
+MOST_BARS = 8
 
 
 def binned(values: Sequence[int], bars: int = MOST_BARS) -> dict[str, int]:
@@ -46,7 +46,7 @@ def chart(counts: Mapping[str, int], title: str, unit: str) -> str:
         x, y = LEFT + place * step, HEIGHT - BOTTOM - tall
         middle = x + step / 2
         bars.append(
-            f'<rect class="pl-bar" x="{x + 2:.1f}" y="{y:.1f}" width="{max(step - 4, 2):.1f}" height="{tall:.1f}">'
+            f'<rect class="pl-column" x="{x + 2:.1f}" y="{y:.1f}" width="{max(step - 4, 2):.1f}" height="{tall:.1f}">'
             f"<title>{esc(label)}: {count:,} {esc(unit)}</title></rect>"
             f'<text class="pl-tick" x="{middle:.1f}" y="{y - 4:.1f}" text-anchor="middle">{_short(count)}</text>'
             f'<text class="pl-tick" x="{middle:.1f}" y="{HEIGHT - BOTTOM + 13}" text-anchor="middle">'

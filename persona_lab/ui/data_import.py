@@ -73,7 +73,7 @@ class ImportPanel:
             look = self.page.engine.look_at(path, persona, format_id)
         except PersonaLabError as error:
             return error_box(error), hidden, hidden
-        return seen(look), _choice(look, "assistant", look.assistant), _choice(look, "user", "")
+        return seen(look), _choice(look, "assistant", look.assistant), _choice(look, "user", "*" if "*" in look.roles.get("user", ()) else "")
 
     def _add(
         self,
@@ -137,6 +137,6 @@ def seen(look: Look) -> str:
     ask = ""
     if look.roles.get("assistant") and not look.assistant:
         ask = '<p class="pl-fix">Say above which of them is the character.</p>'
-    title = "This is" if look.sure else "Not sure: this may be"
+    title = "This is:" if look.sure else "Not sure, but this may be:"
     tone = "good" if look.sure and not ask else "warn"
     return f'<div class="pl-box pl-{tone}"><strong>{title} {esc(look.why)}</strong>{ask}{more}</div>'
