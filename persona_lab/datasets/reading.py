@@ -132,10 +132,11 @@ def _asked(path: Path, readers: Mapping[str, DatasetReader]) -> Mapping[str, Dat
     if is_text(head):
         read_text(path)
         return readers
+    if path.suffix.lower() in (".parquet", ".pq") or head.startswith(b"PAR1"):
+        read_rows(path)  # says what is missing or damaged
+        return readers  # rows, as those of a text
     taking = {name: reader for name, reader in readers.items() if reader.binary}
     if not any(_detect(reader, path).score >= THRESHOLD for reader in taking.values()):
-        if path.suffix.lower() in (".parquet", ".pq") or head.startswith(b"PAR1"):
-            read_rows(path)  # says what is missing or damaged
         read_text(path)  # says what it is instead
     return taking
 

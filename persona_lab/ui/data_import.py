@@ -73,7 +73,11 @@ class ImportPanel:
             look = self.page.engine.look_at(path, persona, format_id)
         except PersonaLabError as error:
             return error_box(error), hidden, hidden
-        return seen(look), _choice(look, "assistant", look.assistant), _choice(look, "user", "*" if "*" in look.roles.get("user", ()) else "")
+        return (
+            seen(look),
+            _choice(look, "assistant", look.assistant),
+            _choice(look, "user", "*" if "*" in look.roles.get("user", ()) else ""),
+        )
 
     def _add(
         self,

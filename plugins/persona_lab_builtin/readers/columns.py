@@ -64,7 +64,6 @@ class ColumnsReader(DatasetReader):
     title = "Rows with columns"
     summary = "CSV, TSV, JSON, JSONL or Parquet with any columns: say which with --map user=QUESTION,assistant=ANSWER."
     rank = 60
-    binary = True  # Parquet
 
     def detect(self, path: Path) -> Detection:
         from persona_lab.api import peek_rows
