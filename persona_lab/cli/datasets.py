@@ -15,21 +15,23 @@ from persona_lab.errors import Cancelled
 
 datasets_app = typer.Typer(no_args_is_help=True, help="What they learn from.")
 SPLITS = ("train", "validation", "test")
-QUIET_SECONDS = 1.0
 FormatOption = Annotated[str, typer.Option("--format", help="auto, or a reader's id.")]
 TokensOption = Annotated[int, typer.Option("--max-tokens", min=16, help="Where a training cuts a row.")]
 
 
 class _Watcher:
-    """Says on standard error how far a long import is, once a second from the second on."""
+    """Says on standard error how far a long import is: once a second on a terminal, else every five."""
 
     def __init__(self) -> None:
+        from persona_lab.cli.terminal import PLAIN_SECONDS
+
+        self._pause = 1.0 if sys.stderr.isatty() else PLAIN_SECONDS
         self._last = time.monotonic()
         self._shown = False
 
     def __call__(self, doing: str, share: float) -> None:
         now = time.monotonic()
-        if now - self._last < QUIET_SECONDS:
+        if now - self._last < self._pause:
             return
         self._last = now
         ending = "\r" if sys.stderr.isatty() else "\n"

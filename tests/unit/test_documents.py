@@ -197,11 +197,10 @@ def test_parquet_without_its_reader_says_so(tmp_path: Path) -> None:
 
 def test_parquet(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is an optional part: pip install 'persona-lab[parquet]'")
-    import pyarrow.parquet
-
+    parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "a.parquet"
     turns = [[{"role": "user", "content": f"q {i}"}, {"role": "assistant", "content": f"a {i}"}] for i in range(3)]
-    pyarrow.parquet.write_table(pyarrow.table({"messages": turns}), path)
+    parquet.write_table(pyarrow.table({"messages": turns}), path)
     reading = read(path)
     assert reading.format == "openai_messages"
     assert [m.content for m in reading.result.conversations[2].messages] == ["q 2", "a 2"]
