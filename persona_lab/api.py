@@ -61,14 +61,30 @@ _TOOLKIT = {
     "ChatRenderer": "persona_lab.datasets.rendering",
     "read_text": "persona_lab.datasets.toolkit",
     "read_json": "persona_lab.datasets.toolkit",
-    "read_rows": "persona_lab.datasets.toolkit",
-    "peek_rows": "persona_lab.datasets.toolkit",
+    "read_rows": "persona_lab.datasets.rows",
+    "peek_rows": "persona_lab.datasets.rows",
     "json_type": "persona_lab.datasets.toolkit",
+    "peek_text": "persona_lab.datasets.toolkit",
+    "head_bytes": "persona_lab.datasets.toolkit",
     "collect": "persona_lab.datasets.turns",
     "dialogue": "persona_lab.datasets.turns",
+    "script_result": "persona_lab.datasets.chatlog",
     "make_conversation": "persona_lab.datasets.turns",
     "match_speaker": "persona_lab.datasets.turns",
     "UnusableRow": "persona_lab.datasets.turns",
+    "Said": "persona_lab.datasets.talks",
+    "EVERYBODY": "persona_lab.datasets.talks",
+    "speakers": "persona_lab.datasets.chatlog",
+    "chat_result": "persona_lab.datasets.chatlog",
+    "chats_result": "persona_lab.datasets.chatlog",
+    "Block": "persona_lab.datasets.documents",
+    "document_result": "persona_lab.datasets.documents",
+    "text_blocks": "persona_lab.datasets.documents",
+    "Zip": "persona_lab.datasets.containers",
+    "html_blocks": "persona_lab.datasets.containers",
+    "xml_root": "persona_lab.datasets.containers",
+    "pdf_blocks": "persona_lab.datasets.containers",
+    "tick": "persona_lab.datasets.progress",
     "estimate_training": "persona_lab.models.estimate",
     "estimate_forward": "persona_lab.models.estimate",
     "combine_estimates": "persona_lab.models.estimate",
@@ -382,10 +398,22 @@ class DatasetReader(ABC):
     title: ClassVar[str]
     summary: ClassVar[str]
     rank: ClassVar[int] = 100
+    binary: ClassVar[bool] = False
+    """True: it reads files that are not text (zip, PDF, tables)."""
 
     @abstractmethod
     def detect(self, path: Path) -> Detection:
         """Whether this file is of the format. Must not raise for a file of another format."""
+
+    def roles(self, path: Path) -> Mapping[str, Sequence[str]]:
+        """What `mapping` may name in this file, by role: `{"assistant": [speakers or columns], "user": [...]}`.
+
+        The page makes a list to choose from of each. Empty: nothing can be chosen.
+
+        Raises:
+            BadInput: the file cannot be read.
+        """
+        return {}
 
     @abstractmethod
     def read(self, path: Path, persona: Persona, mapping: Mapping[str, str]) -> ReadResult:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from persona_lab.advisor import Outcome, outcomes_of
+from persona_lab.dataset_versions import IN_USE, in_use_first
 from persona_lab.errors import BadInput, UnknownName
 from persona_lab.home import Home, disk_errors, write_atomic
 from persona_lab.jobs import view as view_run
@@ -244,10 +245,11 @@ class Catalog:
     # --- datasets --------------------------------------------------------------------------------
 
     def datasets(self, persona_id: str | None = None) -> list[DatasetSummary]:
-        """Newest first."""
+        """Newest first; of one persona, before them the version in use, if another was chosen."""
         rows = [row for row in self.library.all("datasets") if persona_id in (None, row["persona"])]
         summaries = [DatasetSummary.model_validate(row) for row in rows]
-        return sorted(summaries, key=lambda summary: (summary.created, summary.version), reverse=True)
+        newest = sorted(summaries, key=lambda summary: (summary.created, summary.version), reverse=True)
+        return in_use_first(newest, self.library.get("personas", persona_id)) if persona_id else newest
 
     def dataset_path(self, dataset_id: str) -> Path:
         """The dataset's file.
@@ -274,22 +276,31 @@ class Catalog:
         """What a reader found, as a new version."""
         from persona_lab.datasets.build import build_dataset
 
-        versions = [row["version"] for row in self.library.all("datasets") if row["persona"] == persona_id]
-        version = max(versions, default=0) + 1
+        version = self.next_version(persona_id)
         ledger, earlier = self.held_out(persona_id), self._newest(persona_id)
         name = f"{persona_id} v{version}"
-        return self._keep_dataset(*build_dataset(reading, persona_id, version, name, source, ledger, earlier))
+        dataset, summary = build_dataset(reading, persona_id, version, name, source, ledger, earlier)
+        return self.keep_dataset(dataset, summary)
 
-    def _keep_dataset(self, dataset: Dataset, summary: DatasetSummary) -> DatasetSummary:
+    def next_version(self, persona_id: str) -> int:
+        """The number of the persona's next dataset."""
+        versions = [row["version"] for row in self.library.all("datasets") if row["persona"] == persona_id]
+        return max(versions, default=0) + 1
+
+    def keep_dataset(self, dataset: Dataset, summary: DatasetSummary) -> DatasetSummary:
+        """Write a new version, hold its test split out, and make it the one in use."""
         from persona_lab.datasets.held_out import hold_out
         from persona_lab.datasets.store import save_dataset
 
-        folder = self.home.persona(dataset.persona)
-        hold_out(folder, dataset)  # before the dataset: no moment when it could be trained on
-        path = folder / "datasets" / f"{dataset.id}.jsonl"
+        persona_id = dataset.persona
+        hold_out(self.home.persona(persona_id), dataset)  # before the dataset: no moment when it could be trained on
+        path = self.home.persona(persona_id) / "datasets" / f"{dataset.id}.jsonl"
         save_dataset(path, dataset)
         write_atomic(path.with_suffix(".summary.json"), summary.model_dump_json(indent=1))
         self.library.put("datasets", summary.model_dump(mode="json"))
+        persona = self.library.get("personas", persona_id)
+        if persona and persona.get(IN_USE):
+            self.library.put("personas", persona | {IN_USE: ""})
         return summary
 
     def extend_dataset(
@@ -321,11 +332,11 @@ class Catalog:
         chosen = sort_out(rows, newest, held, ledger, asked)
         if not chosen.good:
             return None, chosen.refused
-        version = max(summary.version for summary in known) + 1
+        version = self.next_version(persona_id)
         why = f"Version {newest.version} and {len(chosen.good)} replies reviewed in the chat, all to learn from."
         dataset, summary = extended(newest, known[0], chosen.good, version, source, why)
         check_training(dataset, ledger)
-        return self._keep_dataset(dataset, summary), chosen.refused
+        return self.keep_dataset(dataset, summary), chosen.refused
 
     def held_out(self, persona_id: str) -> HeldOut:
         """What the persona holds out: test splits, and lines that are probes of the user's own.

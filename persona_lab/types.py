@@ -107,6 +107,8 @@ class Conversation(Frozen):
     """Rows that must stay in one split (a scene, a document); empty: the conversation alone."""
     tags: tuple[str, ...] = ()
     """Facets of the character that this row shows (voice, knowledge, mood, ...), as the user's file names them."""
+    made: str = ""
+    """How the row was made, where it does not stand in the source as it is ("continuation", "lorebook, ...")."""
 
 
 class Dataset(Frozen):
@@ -141,6 +143,8 @@ class DatasetSummary(Frozen):
     fingerprint: str
     created: str
     warnings: tuple[str, ...] = ()
+    parent: str = ""
+    """The version it was made of by a fix; empty for an import."""
 
 
 class Rendered(Frozen):

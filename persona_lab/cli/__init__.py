@@ -14,8 +14,9 @@ import typer
 
 from persona_lab.cli.bench import bench_strategies
 from persona_lab.cli.common import HomeOption, JsonOption, opened, show
+from persona_lab.cli.datasets import datasets_app
 from persona_lab.cli.judging import feedback_app, votes_app
-from persona_lab.cli.library import datasets_app, models_app, variants_app
+from persona_lab.cli.library import models_app, variants_app
 from persona_lab.cli.personas import personas_app
 from persona_lab.cli.probes import probes_app
 from persona_lab.cli.studio import studio_app

@@ -1,114 +1,22 @@
-"""`datasets`, `models` and `variants`: what the home holds."""
+"""`models` and `variants`: what the home holds. Personas and datasets have files of their own."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from persona_lab.cli.common import (
-    BaseOption,
     HomeOption,
     JsonOption,
-    PersonaOption,
     follow,
     opened,
     require_done,
     show,
 )
 
-datasets_app = typer.Typer(no_args_is_help=True, help="What they learn from.")
 models_app = typer.Typer(no_args_is_help=True, help="Base models.")
 variants_app = typer.Typer(no_args_is_help=True, help="What was made.")
-SPLITS = ("train", "validation", "test")
-
-
-# --- datasets -------------------------------------------------------------------------------------
-
-
-@datasets_app.command("list")
-def datasets_list(
-    persona: Annotated[str | None, typer.Option("--persona")] = None,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Datasets and their versions."""
-    from persona_lab.cli.terminal import print_table
-
-    with opened(home, readonly=True) as engine:
-        found = engine.datasets(persona)
-    rows = [(d.id, d.persona, d.version, d.format, *(d.counts.get(s, 0) for s in SPLITS), d.source) for d in found]
-    columns = ("id", "persona", "version", "format", *SPLITS, "source")
-    show(found, as_json, lambda: print_table(columns, rows, "None yet: persona-lab datasets import FILE --persona ID."))
-
-
-@datasets_app.command("import")
-def datasets_import(
-    file: Path,
-    persona: PersonaOption,
-    format: Annotated[str, typer.Option("--format", help="auto, or a reader's id.")] = "auto",
-    map: Annotated[str, typer.Option("--map", help="Columns by role: user=question,assistant=answer.")] = "",
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """A file or folder of conversations, as a new version of the persona's dataset."""
-    from persona_lab.settings import parse_assignments
-
-    mapping = parse_assignments(part for part in map.split(",") if part.strip())
-    with opened(home) as engine:
-        summary = engine.import_dataset(file, persona, format, mapping)
-
-    def tell() -> None:
-        print(f"{summary.id}: {summary.why}")
-        print(", ".join(f"{key} {value}" for key, value in summary.counts.items()))
-        for warning in summary.warnings:
-            print(f"warning: {warning}")
-
-    show(summary, as_json, tell)
-
-
-@datasets_app.command("inspect")
-def datasets_inspect(dataset_id: str, home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Counts, warnings and the first rows."""
-    with opened(home, readonly=True) as engine:
-        engine.dataset(dataset_id)
-        report = engine.inspect_dataset(dataset_id)
-
-    def tell() -> None:
-        for key in ("id", "persona", "format", "why", "source", "counts", "reply_words", "tags", "warnings"):
-            print(f"{key}: {report.get(key)}")
-        for row in report["first_rows"]:
-            print(f"\n{row['id']} ({row['split']})")
-            for message in row["messages"]:
-                print(f"  {message['role']}: {message['content']}")
-
-    show(report, as_json, tell)
-
-
-@datasets_app.command("preview")
-def datasets_preview(
-    dataset_id: str,
-    row: Annotated[int, typer.Option("--row", help="Row number, from 0.")] = 0,
-    base: BaseOption = "starter",
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """One row as the model sees it; what is trained on stands in [[ ]]."""
-    with opened(home, readonly=True) as engine:
-        tokens = engine.preview(dataset_id, row, base)
-    document = {"dataset": dataset_id, "row": row, "base": base, "tokens": tokens}
-    show(document | {"trained": sum(token.trained for token in tokens)}, as_json, lambda: print(_marked(tokens)))
-
-
-def _marked(tokens: list[Any]) -> str:
-    text, inside = "", False
-    for token in tokens:
-        if token.trained != inside:
-            text += "[[" if token.trained else "]]"
-            inside = token.trained
-        text += token.text
-    return text + ("]]" if inside else "")
 
 
 # --- models ---------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from persona_lab.datasets.held_out import HeldOut, line_keys, probe_keys
+from persona_lab.datasets.held_out import Entry, HeldOut, line_keys, probe_keys
+from persona_lab.datasets.progress import tick, ticking
 from persona_lab.datasets.reading import Reading
 from persona_lab.datasets.splits import assign_splits, content_key, without_duplicates
 from persona_lab.errors import BadInput
@@ -38,8 +39,9 @@ def build_dataset(
         BadInput: nothing in it can be trained on.
     """
     result = reading.result
+    tick("sharing out", 0)
     unique = without_duplicates(result.conversations)
-    held = {} if ledger is None else {i: entry for i, c in enumerate(unique) if (entry := ledger.find(c))}
+    held = {} if ledger is None else _held(unique, ledger)
     split = assign_splits(unique, held, _trained_before(unique, earlier))
     conversations = _with_own_ids(split.conversations)
     if not any(conversation.split == "train" for conversation in conversations):
@@ -53,7 +55,7 @@ def build_dataset(
     replies = {message.content for c in conversations for message in c.messages if message.role == "assistant"}
     others = tuple(text for text in dict.fromkeys(result.others) if text.strip() and text not in replies)
     dataset = Dataset(
-        id=slug(persona_id)[:40] + f"-v{version}" if len(persona_id) > 56 else f"{persona_id}-v{version}",
+        id=dataset_id(persona_id, version),
         persona=persona_id,
         version=version,
         name=name,
@@ -76,6 +78,32 @@ def build_dataset(
         created=now(),
         warnings=warnings,
     )
+
+
+def _held(conversations: Sequence[Conversation], ledger: HeldOut) -> dict[int, Entry]:
+    """What was held out before, by index."""
+    if not ledger.entries:
+        return {}
+    rows = enumerate(ticking(conversations, len(conversations), "looking for what is held out"))
+    return {i: entry for i, conversation in rows if (entry := ledger.find(conversation))}
+
+
+def next_version(before: Dataset, version: int, rows: tuple[Conversation, ...]) -> Dataset:
+    """The dataset that follows another one, with other rows; splits are kept, ids made unique."""
+    said = {message.content for c in rows for message in c.messages if message.role == "assistant"}
+    return Dataset(
+        id=dataset_id(before.persona, version),
+        persona=before.persona,
+        version=version,
+        name=f"{before.persona} v{version}",
+        conversations=_with_own_ids(rows),
+        others=tuple(text for text in before.others if text not in said),
+    )
+
+
+def dataset_id(persona_id: str, version: int) -> str:
+    """`<persona>-v<version>`; of a very long persona id, its beginning."""
+    return slug(persona_id)[:40] + f"-v{version}" if len(persona_id) > 56 else f"{persona_id}-v{version}"
 
 
 def _trained_before(conversations: Sequence[Conversation], earlier: Dataset | None) -> set[int]:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from persona_lab.datasets.toolkit import Rows, clean, read_rows, read_text
+from persona_lab.datasets.rows import Rows, read_rows
+from persona_lab.datasets.toolkit import clean, read_text
 from persona_lab.errors import BadInput
 from persona_lab.types import Conversation, Dataset
 

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from persona_lab.datasets.progress import tick, ticking
 from persona_lab.datasets.toolkit import read_text
 from persona_lab.errors import BadInput
 from persona_lab.home import write_atomic
@@ -31,6 +32,8 @@ MIN_WORDS = 4
 STOCK_QUESTIONS = 3
 NAMED_ROWS = 5
 _WRITING = threading.Lock()
+_APOSTROPHE = re.compile(r"(?<=\w)['’](?=\w)")
+_LETTERS = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,10 @@ class HeldOut:
 
 def normalised(text: str) -> str:
     """Letters and digits only, lower case, single spaces: what two copies of a line have in common."""
-    plain = re.sub(r"(?<=\w)['’](?=\w)", "", unicodedata.normalize("NFKC", text)).casefold()
-    return " ".join(re.findall(r"[^\W_]+", plain))
+    plain = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    if "'" in plain or "’" in plain:
+        plain = _APOSTROPHE.sub("", plain)
+    return " ".join(_LETTERS.findall(plain.casefold()))
 
 
 def exchanges(conversation: Conversation) -> Iterator[tuple[str, str]]:
@@ -118,7 +123,9 @@ def long_enough(reply: str) -> bool:
 def stock_phrases(conversations: Iterable[Conversation]) -> frozenset[str]:
     """The replies (normalised) that are given to three or more different questions."""
     questions: dict[str, set[str]] = defaultdict(set)
-    for conversation in conversations:
+    for number, conversation in enumerate(conversations):
+        if number % 1024 == 0:
+            tick("looking for lines that come again", 0.5)
         for question, reply in exchanges(conversation):
             questions[normalised(reply)].add(normalised(question))
     return frozenset(reply for reply, asked in questions.items() if len(asked) >= STOCK_QUESTIONS)
@@ -148,7 +155,7 @@ def sharing_lines(conversations: Sequence[Conversation]) -> Iterator[tuple[int, 
     """Pairs of conversations that have a line of at least four words in common, and so belong in one split."""
     stock = stock_phrases(conversations)
     first: dict[str, int] = {}
-    for i, conversation in enumerate(conversations):
+    for i, conversation in enumerate(ticking(conversations, len(conversations), "looking for lines that come again")):
         for key in probe_keys(conversation, stock):
             if first.setdefault(key, i) != i:
                 yield first[key], i

@@ -11,14 +11,47 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from persona_lab.api import DatasetReader, Detection, ReadResult
-from persona_lab.datasets.toolkit import forget_rows, read_text
+from persona_lab.datasets.rows import forget_rows, read_rows
+from persona_lab.datasets.toolkit import head_bytes, is_text, peek_text, read_text
+from persona_lab.datasets.turns import match_speaker
 from persona_lab.errors import BadInput, PersonaLabError, UnknownName
 from persona_lab.types import Persona
 
 THRESHOLD = 0.3
 MOST_FILES = 200
-DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".md", ".log")
+DATA_SUFFIXES = (
+    *(".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt", ".md", ".markdown", ".log", ".fountain"),
+    *(".epub", ".pdf", ".docx"),
+)
+SURE = 0.55
+"""A detection below this is worth a look at what else it may be."""
 _NOT_DATA = ("origin", "readme", "license", "licence", "notice", "changelog", "citation")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One reader's opinion of a file."""
+
+    id: str
+    title: str
+    score: float
+    why: str
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a file seems to be, before it is read.
+
+    `format` is empty if no reader takes it; `roles`: what a mapping may name (see `DatasetReader.roles`); `assistant`:
+    the speaker or column that would be the character's, empty if that has to be said.
+    """
+
+    format: str
+    why: str
+    sure: bool
+    candidates: tuple[Candidate, ...]
+    roles: Mapping[str, tuple[str, ...]]
+    assistant: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,12 +94,59 @@ def read_dataset(
     return reading
 
 
+def look_at(path: Path, readers: Sequence[DatasetReader], persona: Persona | None = None, format: str = "auto") -> Look:
+    """What a file seems to be and what can be chosen in it, for a form; reads no conversations.
+
+    Raises:
+        BadInput: missing, empty, or unreadable. UnknownName: no reader has the id `format`.
+    """
+    known = {reader.id: reader for reader in readers}
+    if format != "auto" and format not in known:
+        raise UnknownName("dataset format", format, [*known, "auto"])
+    try:
+        asked = _asked(path, known)
+        ranked = _ranked(path, asked)
+        best = ranked[0] if ranked and ranked[0].score >= THRESHOLD else None
+        chosen = format if format != "auto" else best.id if best else ""
+        roles = {role: tuple(names) for role, names in known[chosen].roles(path).items()} if chosen else {}
+    finally:
+        forget_rows()
+    why = "you chose it" if format != "auto" else best.why if best else "no reader knows it"
+    names = [persona.name, persona.field("nickname")] if persona else []
+    return Look(
+        format=chosen,
+        why=f"{known[chosen].title}, because {why}" if chosen else why,
+        sure=bool(best and best.score >= SURE),
+        candidates=tuple(candidate for candidate in ranked if candidate.score > 0),
+        roles=roles,
+        assistant=match_speaker(roles.get("assistant", ()), names) or "",
+    )
+
+
+def _asked(path: Path, readers: Mapping[str, DatasetReader]) -> Mapping[str, DatasetReader]:
+    """The readers that may know the file: all of a text; of others those that read what is no text.
+
+    Missing, empty, binary and badly encoded files are told apart here, before any reader guesses.
+    """
+    head = head_bytes(path, 4096)
+    if is_text(head):
+        read_text(path)
+        return readers
+    if path.suffix.lower() in (".parquet", ".pq") or head.startswith(b"PAR1"):
+        read_rows(path)  # says what is missing or damaged
+        return readers  # rows, as those of a text
+    taking = {name: reader for name, reader in readers.items() if reader.binary}
+    if not any(_detect(reader, path).score >= THRESHOLD for reader in taking.values()):
+        read_text(path)  # says what it is instead
+    return taking
+
+
 def _read_file(
     path: Path, readers: Mapping[str, DatasetReader], persona: Persona, format: str, mapping: Mapping[str, str]
 ) -> Reading:
-    read_text(path)  # missing, empty, binary and badly encoded files are told apart before any reader guesses
+    asked = _asked(path, readers)
     if format == "auto":
-        format, why = _best(path, readers, mapping)
+        format, why = _best(path, asked, mapping)
     else:
         why = "you chose it"
     reader = readers[format]
@@ -83,18 +163,36 @@ def _read_file(
 
 
 def _best(path: Path, readers: Mapping[str, DatasetReader], mapping: Mapping[str, str]) -> tuple[str, str]:
-    detections = {name: _detect(reader, path) for name, reader in readers.items()}
-    if mapping and detections.get("columns", Detection(score=0)).score > 0:
+    ranked = _ranked(path, readers)
+    best = ranked[0] if ranked else None
+    columns = next((candidate.score for candidate in ranked if candidate.id == "columns"), 0.0)
+    if mapping and columns > 0 and best and not (readers[best.id].roles(path) and best.score > columns + 0.3):
         return "columns", "you named its columns"
-    ranked = sorted(detections, key=lambda name: (-detections[name].score, readers[name].rank))
-    if not ranked or detections[ranked[0]].score < THRESHOLD:
-        seen = next((detections[name].why for name in ranked if detections[name].why), "nothing that any reader knows")
+    if best is None or best.score < THRESHOLD:
+        if _is_card(path):
+            raise BadInput(
+                f"{path} is a character card: who somebody is, not what they say.",
+                f"Import it as a character: persona-lab personas import {path.name}.",
+            )
+        seen = next((candidate.why for candidate in ranked if candidate.why), "nothing that any reader knows")
         raise BadInput(
             f"{path} is of no format that can be told: {seen}.",
             f"Name its columns, for example --map user=QUESTION,assistant=ANSWER, or a format with --format: "
             f"{', '.join(sorted(readers))}.",
         )
-    return ranked[0], detections[ranked[0]].why
+    return best.id, best.why
+
+
+def _ranked(path: Path, readers: Mapping[str, DatasetReader]) -> list[Candidate]:
+    """Every reader's opinion, the surest first."""
+    found = {name: _detect(reader, path) for name, reader in readers.items()}
+    order = sorted(found, key=lambda name: (-found[name].score, readers[name].rank))
+    return [Candidate(name, readers[name].title, found[name].score, found[name].why) for name in order]
+
+
+def _is_card(path: Path) -> bool:
+    text = peek_text(path)
+    return text.lstrip().startswith("{") and ('"chara_card_v' in text or '"first_mes"' in text)
 
 
 def _detect(reader: DatasetReader, path: Path) -> Detection:

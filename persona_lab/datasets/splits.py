@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from persona_lab.datasets.held_out import sharing_lines
+from persona_lab.datasets.progress import ticking
 from persona_lab.datasets.similarity import Clusters, near_duplicates
 from persona_lab.types import Conversation, Split
 
@@ -36,14 +37,21 @@ def content_key(conversation: Conversation) -> str:
 
 
 def without_duplicates(conversations: Sequence[Conversation]) -> tuple[Conversation, ...]:
-    """Each content once, at its first place; of two with different splits the one held out stays."""
+    """Each content once, at its first place; of two with different splits the one held out stays.
+
+    Of two with the same split the one with a group stays, so that the order of the rows decides nothing.
+    """
     best: dict[str, Conversation] = {}
-    for conversation in conversations:
+    for conversation in ticking(conversations, len(conversations), "looking for duplicates"):
         key = content_key(conversation)
         known = best.get(key)
-        if known is None or _STRICTNESS[conversation.split] > _STRICTNESS[known.split]:
+        if known is None or _precedence(conversation) > _precedence(known):
             best[key] = conversation
     return tuple(best.values())
+
+
+def _precedence(conversation: Conversation) -> tuple[int, str]:
+    return _STRICTNESS[conversation.split], conversation.group
 
 
 def assign_splits(
@@ -57,7 +65,7 @@ def assign_splits(
         trained: those that were trained on before; test is filled up from others first, so that the variants made with
             an earlier version can still be scored.
     """
-    keys = [content_key(conversation) for conversation in conversations]
+    keys = [content_key(c) for c in ticking(conversations, len(conversations), "sharing out")]
     alike = Clusters(len(conversations))
     for a, b in (*near_duplicates(conversations), *sharing_lines(conversations)):
         alike.join(a, b)

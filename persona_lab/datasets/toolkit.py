@@ -1,4 +1,4 @@
-"""What readers are made of: bounded reading of text, JSON and rows.
+"""What readers are made of: bounded reading of bytes, text and JSON. Rows are in rows.py.
 
 Everything here is light and caps what it reads. It does not decide which format a file is of (reading.py and the
 readers do), nor make conversations (turns.py).
@@ -6,11 +6,8 @@ readers do), nor make conversations (turns.py).
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,6 @@ from persona_lab.errors import BadInput
 from persona_lab.types import Split
 
 MAX_BYTES = 256 * 2**20
-MAX_ROWS = 500_000
 MAX_DEPTH = 64
 
 _MAGIC = {
@@ -38,14 +34,6 @@ _SPLITS: dict[str, Split] = {
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of a file with their numbers (from 1), and those that could not be parsed with the reason."""
-
-    rows: tuple[tuple[int, Any], ...]
-    skipped: tuple[tuple[int, str], ...] = ()
 
 
 # --- bounded reading ------------------------------------------------------------------------------
@@ -91,10 +79,16 @@ def decode(data: bytes, name: str) -> str:
     """Bytes as text; see `read_text`. `name` is what errors call it."""
     known = next((what for magic, what in _MAGIC.items() if data.startswith(magic)), "")
     if known:
-        raise BadInput(f"{name} is {known}, not text.", "Choose a text, JSON, JSONL or CSV file.")
+        raise BadInput(
+            f"{name} is {known}, not text.",
+            "Choose a text, JSON, JSONL or CSV file; a character card (PNG) is imported as a character.",
+        )
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     if encoding == "utf-8-sig" and b"\x00" in data[:4096]:
-        raise BadInput(f"{name} holds binary data, not text.", "Choose a text, JSON, JSONL or CSV file.")
+        raise BadInput(
+            f"{name} holds binary data, not text.",
+            "Choose a text, JSON, JSONL or CSV file; a character card (PNG) is imported as a character.",
+        )
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
@@ -110,6 +104,48 @@ def _encoding_error(data: bytes, name: str, error: UnicodeDecodeError) -> BadInp
         f"which reads {around!r} there.",
         f"Save it as UTF-8, for example: iconv -f latin1 -t utf-8 {Path(name).name} > utf8_{Path(name).name}",
     )
+
+
+def is_text(head: bytes) -> bool:
+    """Whether a file that begins so may be text: none of the known binary formats, and no zero bytes but UTF-16's."""
+    if any(head.startswith(magic) for magic in _MAGIC):
+        return False
+    return b"\x00" not in head or head[:2] in (b"\xff\xfe", b"\xfe\xff")
+
+
+def head_bytes(path: Path, count: int = 64) -> bytes:
+    """The first bytes of a file, for `detect`: none where it cannot be read, never BadInput."""
+    try:
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError:
+        return b""
+
+
+def peek_text(path: Path, characters: int = 100_000) -> str:
+    """The beginning of a text file, for `detect`: empty where it is no text or cannot be read, never BadInput."""
+    try:
+        stat = path.stat()
+        return _beginning(path, stat.st_mtime_ns, stat.st_size, characters)
+    except (BadInput, OSError):
+        return ""
+
+
+@lru_cache(maxsize=1)
+def _beginning(path: Path, changed: int, size: int, characters: int) -> str:
+    data = head_bytes(path, 4 * characters)
+    for cut in range(4):  # a character may be cut in two at the end
+        try:
+            return decode(data[: len(data) - cut], str(path))[:characters]
+        except BadInput:
+            if len(data) < 4 * characters:
+                break
+    return ""
+
+
+def forget_text() -> None:
+    """Let go of the beginning of the last file."""
+    _beginning.cache_clear()
 
 
 def read_json(path: Path, max_bytes: int = MAX_BYTES) -> Any:
@@ -170,122 +206,7 @@ def _deeper_than(value: Any, limit: int) -> bool:
     return bool(level)
 
 
-# --- rows -----------------------------------------------------------------------------------------
-
-
-def read_rows(path: Path, max_rows: int = MAX_ROWS) -> Rows:
-    """The rows of a JSON array, a JSON object of arrays, JSONL, CSV or TSV file.
-
-    Rows are shared between readers (the last file is kept): do not change them. Of an object such as
-    `{"train": [...], "test": [...]}` the key becomes each row's `split`.
-
-    Raises:
-        BadInput: as `read_text`; or no row can be parsed; or there are more than `max_rows`.
-    """
-    try:
-        stat = path.stat()
-        rows = _rows_of(path, stat.st_mtime_ns, stat.st_size)
-    except FileNotFoundError as error:
-        raise BadInput(f"There is no file {path}.", "Check the path.") from error
-    if len(rows.rows) > max_rows:
-        raise BadInput(
-            f"{path} has {len(rows.rows):,} rows; at most {max_rows:,} are read.", "Use a smaller part of it."
-        )
-    return rows
-
-
-@lru_cache(maxsize=1)
-def _rows_of(path: Path, changed: int, size: int) -> Rows:
-    """`changed` (nanoseconds) and `size` are in the key, so that an edited file is read again."""
-    text = read_text(path)
-    if path.suffix.lower() in (".csv", ".tsv"):
-        return _csv_rows(text, path)
-    if path.suffix.lower() in (".jsonl", ".ndjson") or _looks_like_jsonl(text):
-        return _jsonl_rows(text, path)
-    return _json_rows(parse_json(text, str(path)), path)
-
-
-def forget_rows() -> None:
-    """Let go of the rows kept for the next reader; a file may be hundreds of megabytes."""
-    _rows_of.cache_clear()
-
-
-def peek_rows(path: Path, count: int = 30) -> list[Any]:
-    """The first rows, for `detect`: an empty list where the file has none or cannot be read, never BadInput."""
-    try:
-        return [row for _, row in read_rows(path).rows[:count]]
-    except BadInput:
-        return []
-
-
-def _looks_like_jsonl(text: str) -> bool:
-    lines = [line for line in text[:200_000].split("\n", 3)[:3] if line.strip()]
-    if len(lines) < 2 or not all(line.lstrip().startswith(("{", "[")) for line in lines[:2]):
-        return False
-    try:
-        return isinstance(json.loads(lines[0]), (dict, list))
-    except (ValueError, RecursionError):
-        return False
-
-
-def _jsonl_rows(text: str, path: Path) -> Rows:
-    rows: list[tuple[int, Any]] = []
-    skipped: list[tuple[int, str]] = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append((number, parse_json(line, f"line {number}")))
-        except BadInput as error:
-            detail = error.__cause__.msg if isinstance(error.__cause__, json.JSONDecodeError) else "nested too deep"
-            skipped.append((number, f"is not valid JSON ({detail})"))
-    if not rows:
-        raise BadInput(
-            f"{path} has no line that is JSON; the first, line {skipped[0][0]}, {skipped[0][1]}.",
-            "A .jsonl file holds one JSON object on each line.",
-        )
-    return Rows(tuple(rows), tuple(skipped))
-
-
-def _json_rows(value: Any, path: Path) -> Rows:
-    if isinstance(value, list):
-        return Rows(tuple(enumerate(value, 1)))
-    if isinstance(value, dict):
-        lists = {key: rows for key, rows in value.items() if isinstance(rows, list) and rows}
-        if lists and all(key.lower() in _SPLITS for key in lists):
-            labelled = [
-                {"split": key, **row} if isinstance(row, dict) else row for key, rows in lists.items() for row in rows
-            ]
-            return Rows(tuple(enumerate(labelled, 1)))
-        for key in ("data", "rows", "examples", "items", "dialogues"):
-            if key in lists:
-                return Rows(tuple(enumerate(lists[key], 1)))
-        return Rows(((1, value),))
-    raise BadInput(
-        f"{path} holds a JSON {json_type(value)}, but a list of conversations is expected.",
-        'For example: [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}]',
-    )
-
-
-def _csv_rows(text: str, path: Path) -> Rows:
-    head = text[:20_000]
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=head.split("\n", 1)[0].count)
-    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, restkey="__more__")
-    rows: list[tuple[int, Any]] = []
-    skipped: list[tuple[int, str]] = []
-    try:
-        for row in reader:
-            if "__more__" in row:
-                skipped.append((reader.line_num, "has more cells than the header has columns"))
-            else:
-                rows.append((reader.line_num, {key.strip(): value or "" for key, value in row.items() if key}))
-    except csv.Error as error:
-        raise BadInput(
-            f"{path} cannot be read as CSV at line {reader.line_num}: {error}.", "Export it again."
-        ) from error
-    if not rows:
-        raise BadInput(f"{path} has a header but no usable rows.", "Each line after the header is one row.")
-    return Rows(tuple(rows), tuple(skipped))
+# --- values --------------------------------------------------------------------------------------
 
 
 def json_type(value: Any) -> str:

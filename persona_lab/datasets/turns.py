@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from persona_lab.datasets.toolkit import Rows, clean, split_of
+from persona_lab.datasets.progress import ticking
+from persona_lab.datasets.rows import Rows
+from persona_lab.datasets.toolkit import clean, split_of
 from persona_lab.types import Conversation, Message, Role
 
 MAX_ROW_CHARACTERS = 1_000_000
@@ -108,7 +110,7 @@ def collect(
     """
     conversations: list[Conversation] = []
     skipped = list(rows.skipped)
-    for number, row in rows.rows:
+    for number, row in ticking(rows.rows, len(rows.rows), "taking rows apart"):
         try:
             conversation = convert(row, f"{path.name}:{number}")
         except UnusableRow as error:

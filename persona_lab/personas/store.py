@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 import persona_lab
-from persona_lab.datasets.toolkit import read_bytes, read_rows
+from persona_lab.datasets.rows import read_rows
+from persona_lab.datasets.toolkit import read_bytes
 from persona_lab.errors import BadInput
 from persona_lab.home import write_atomic
 from persona_lab.personas.bounded import safe_path

@@ -71,15 +71,15 @@ def _row(number: int, conversation: Conversation, chosen: bool) -> list[str]:
     turns = sum(message.role != "system" for message in conversation.messages)
     return [
         f'<button type="button" class="pl-rowbutton" data-id="{number}"{mark}>{number}</button>',
-        chip(conversation.split or "–", tone),
+        chip(conversation.split or "–", tone) + (chip(conversation.made) if conversation.made else ""),
         str(turns),
         f'<span class="pl-clamp">{esc(said)}</span>',
         f'<span class="pl-clamp">{esc(answer)}</span>',
     ]
 
 
-def masked(tokens: Sequence[PreviewToken]) -> str:
-    """Tokens as the model sees them."""
+def masked(tokens: Sequence[PreviewToken], total: int = 0, max_tokens: int = 0) -> str:
+    """Tokens as the model sees them; where the whole row has more (`total`), how many a training cuts off."""
     spans = []
     for token in tokens:
         text = esc(token.text).replace("\n", "⏎\n")
@@ -87,7 +87,12 @@ def masked(tokens: Sequence[PreviewToken]) -> str:
         spans.append(f'<span class="pl-tok {kind}">{text}</span>')
     trained = sum(token.trained for token in tokens)
     count = f'<p class="pl-soft">{len(tokens):,} tokens, {trained:,} of them trained on.</p>'
-    return f'{LEGEND}<div class="pl-mask" data-trained="{trained}">{"".join(spans)}</div>{count}'
+    cut = ""
+    if total > len(tokens):
+        lost = f"{total - len(tokens):,} of {total:,} tokens are cut off"
+        told = f"A training that reads {max_tokens:,} tokens of a row takes the oldest turns out first, and shows this:"
+        cut = f'<div class="pl-box pl-warn" data-cut="{total - len(tokens)}"><strong>{lost}</strong><p>{told}</p></div>'
+    return f'{cut}{LEGEND}<div class="pl-mask" data-trained="{trained}">{"".join(spans)}</div>{count}'
 
 
 def plain(conversation: Conversation) -> str:

@@ -61,14 +61,42 @@ def persona_lab_evaluators() -> Iterable[type[Evaluator]]:
 
 @hookimpl
 def persona_lab_dataset_readers() -> Iterable[type[DatasetReader]]:
-    """OpenAI messages, ShareGPT, Alpaca, scripts, columns."""
+    """Rows (OpenAI messages, ShareGPT, Alpaca, completion text, columns), chats, scripts, documents."""
     from persona_lab_builtin.readers.alpaca import AlpacaReader
     from persona_lab_builtin.readers.columns import ColumnsReader
+    from persona_lab_builtin.readers.completion import CompletionReader
+    from persona_lab_builtin.readers.discord import DiscordReader
+    from persona_lab_builtin.readers.docx import DocxReader
+    from persona_lab_builtin.readers.epub import EpubReader
+    from persona_lab_builtin.readers.irc import IRCReader
     from persona_lab_builtin.readers.openai_messages import OpenAIMessagesReader
+    from persona_lab_builtin.readers.pdf import PdfReader
+    from persona_lab_builtin.readers.prose import ProseReader
+    from persona_lab_builtin.readers.screenplay import ScreenplayReader
     from persona_lab_builtin.readers.script import ScriptReader
     from persona_lab_builtin.readers.sharegpt import ShareGPTReader
+    from persona_lab_builtin.readers.sillytavern import SillyTavernReader
+    from persona_lab_builtin.readers.telegram import TelegramReader
+    from persona_lab_builtin.readers.whatsapp import WhatsAppReader
 
-    return [OpenAIMessagesReader, ShareGPTReader, AlpacaReader, ScriptReader, ColumnsReader]
+    return [
+        OpenAIMessagesReader,
+        SillyTavernReader,
+        ShareGPTReader,
+        AlpacaReader,
+        IRCReader,
+        WhatsAppReader,
+        TelegramReader,
+        DiscordReader,
+        ScriptReader,
+        ScreenplayReader,
+        ColumnsReader,
+        CompletionReader,
+        EpubReader,
+        PdfReader,
+        DocxReader,
+        ProseReader,
+    ]
 
 
 @hookimpl

@@ -13,8 +13,8 @@ from persona_lab_builtin.readers.openai_messages import OpenAIMessagesReader
 from persona_lab.api import DatasetReader
 from persona_lab.datasets.build import build_dataset
 from persona_lab.datasets.reading import read_dataset
+from persona_lab.datasets.rows import read_rows
 from persona_lab.datasets.similarity import jaccard, near_duplicates, shingles
-from persona_lab.datasets.toolkit import read_rows
 from persona_lab.personas.cards import check_avatar, read_card
 from persona_lab.personas.prompt import greeting, system_prompt
 from persona_lab.personas.store import adversarial_prompts, example_folders, load_persona

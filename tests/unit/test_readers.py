@@ -7,24 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from persona_lab_builtin.readers.alpaca import AlpacaReader
-from persona_lab_builtin.readers.columns import ColumnsReader
-from persona_lab_builtin.readers.openai_messages import OpenAIMessagesReader
-from persona_lab_builtin.readers.script import ScriptReader
-from persona_lab_builtin.readers.sharegpt import ShareGPTReader
+from persona_lab_builtin.plugin import persona_lab_dataset_readers
 
 from persona_lab.api import DatasetReader, Detection, ReadResult
 from persona_lab.datasets.reading import Reading, read_dataset
 from persona_lab.errors import BadInput, UnknownName
 from persona_lab.types import Persona
 
-READERS: list[DatasetReader] = [
-    OpenAIMessagesReader(),
-    ShareGPTReader(),
-    AlpacaReader(),
-    ScriptReader(),
-    ColumnsReader(),
-]
+READERS: list[DatasetReader] = [reader() for reader in persona_lab_dataset_readers()]
 
 
 def read(path: Path, name: str = "Nan Tolliver", nickname: str = "", **options: Any) -> Reading:
@@ -318,14 +308,25 @@ def test_real_characters_by_folder_and_by_file(test_data: Path, character: str, 
     assert len(whole.others) == len(others)
 
 
-def test_real_chat_log(test_data: Path) -> None:
-    reading = read(test_data / "messy_chat" / "ubuntu_2006-11-30_08.raw.txt", "boink")
-    assert reading.format == "script"
-    assert all(c.messages[-1].role == "assistant" for c in reading.result.conversations)
-    assert len(reading.result.others) > 200
+@pytest.mark.parametrize("file", ["sherlock_60k_publicdomain.txt", "wikipedia_60k.txt"])
+def test_real_prose_becomes_passages(test_data: Path, file: str) -> None:
+    reading = read(test_data / "generic_text" / file)
+    assert reading.format == "prose"
+    assert "sentences, and no lines that begin with a speaker" in reading.why
+    assert len(reading.result.conversations) > 60
+    assert all(conversation.made for conversation in reading.result.conversations)
+    assert "each prompt is made" in reading.result.warnings[0]
 
 
-def test_prose_and_other_json_are_no_dataset(test_data: Path) -> None:
-    for file in ("generic_text/wikipedia_60k.txt", "personagym/personas_200.json", "cards/luna_v3_with_lorebook.json"):
-        with pytest.raises(BadInput, match="no format that can be told"):
-            read(test_data / file)
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("personagym/personas_200.json", "no format that can be told"),
+        ("personagym/questions_20_personas.json", "columns persona, questions, none of them a known pair"),
+        ("cards/luna_v3_with_lorebook.json", "is a character card.*Import it as a character"),
+        ("cards/default-chan_v3.png", "is a PNG image.*imported as a character"),
+    ],
+)
+def test_real_files_that_are_no_dataset_are_refused_with_a_sentence(test_data: Path, file: str, says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        read(test_data / file)

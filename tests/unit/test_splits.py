@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persona_lab.datasets.similarity import jaccard, near_duplicates, shingles, similar_pairs
+from persona_lab.datasets.similarity import (
+    Clusters,
+    hashes,
+    jaccard,
+    linked_pairs,
+    near_duplicates,
+    shingles,
+    similar_pairs,
+)
 from persona_lab.datasets.splits import assign_splits, content_key, without_duplicates
 from persona_lab.types import Conversation, Message, Split
 
@@ -85,6 +93,29 @@ def test_similar_pairs_finds_exactly_what_comparing_all_pairs_finds(texts: list[
     found = {frozenset(pair) for pair in similar_pairs(sets, threshold)}
     expected = {frozenset((i, j)) for i in range(len(sets)) for j in range(i) if jaccard(sets[i], sets[j]) >= threshold}
     assert found == expected
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(words, max_size=25), st.sampled_from([0.4, 0.6, 0.7, 1.0]))
+def test_linked_pairs_join_what_similar_pairs_join(texts: list[str], threshold: float) -> None:
+    joined, linked = Clusters(len(texts)), Clusters(len(texts))
+    for a, b in similar_pairs([shingles(text) for text in texts], threshold):
+        joined.join(a, b)
+    for a, b in linked_pairs([hashes(text) for text in texts], threshold):
+        assert a < b
+        assert jaccard(shingles(texts[a]), shingles(texts[b])) >= threshold
+        linked.join(a, b)
+    assert sorted(joined.members()) == sorted(linked.members())
+
+
+def test_large_families_of_alike_rows_costs_little() -> None:
+    sets = [
+        hashes(f"it is always raining somewhere and mostly here said {i % 50} to the kettle") for i in range(20_000)
+    ]
+    linked = Clusters(len(sets))
+    for a, b in linked_pairs(sets, 0.6):
+        linked.join(a, b)
+    assert len(linked.members()) == 50
 
 
 def test_default_shares() -> None:

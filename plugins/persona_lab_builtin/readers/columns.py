@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ _PAIRS = (
     ("user", "assistant"),
     ("prompt", "response"),
     ("prompt", "completion"),
+    ("prompt", "chosen"),
     ("question", "answer"),
     ("query", "response"),
     ("human", "bot"),
@@ -61,7 +62,7 @@ class ColumnsReader(DatasetReader):
 
     id = "columns"
     title = "Rows with columns"
-    summary = "CSV, JSON or JSONL with columns of any name: say which with --map user=QUESTION,assistant=ANSWER."
+    summary = "CSV, TSV, JSON, JSONL or Parquet with any columns: say which with --map user=QUESTION,assistant=ANSWER."
     rank = 60
 
     def detect(self, path: Path) -> Detection:
@@ -79,6 +80,12 @@ class ColumnsReader(DatasetReader):
         if guess:
             return Detection(score=0.5, why=f"each row is a line of a speaker: {guess['speaker']!r}, {guess['text']!r}")
         return Detection(score=0.05, why=f"it has rows with the columns {told}, none of them a known pair")
+
+    def roles(self, path: Path) -> Mapping[str, Sequence[str]]:
+        from persona_lab.api import read_rows
+
+        columns = _columns([row for _, row in read_rows(path).rows[:200]])
+        return dict.fromkeys(("assistant", "user", "system", "split", "group"), columns)
 
     def read(self, path: Path, persona: Persona, mapping: Mapping[str, str]) -> ReadResult:
         """`mapping`: any of user, assistant, system, split, group, id; or speaker, text; or other.
