@@ -171,7 +171,8 @@ def test_a_blind_vote_counts_once_and_shows_the_names_after_it(served: App, new_
     page.get_by_label("Your message").fill("Who stole my ring?")
     page.locator("#send").click()
     for pane in (1, 2):
-        expect(page.locator(f"#chat-{pane} .bot").last).not_to_contain_text("loading", timeout=SLOW)
+        expect(page.locator(f"#chat-{pane}").get_by_text("Who stole my ring?")).to_be_visible()
+        expect(page.locator(f"#chat-{pane} .pl-waiting")).to_have_count(0, timeout=SLOW)
     expect(page.locator(".pl-stamp")).to_have_count(0)
     assert not re.search(r"\b(one|two)\b \(lora\)|lora (One|Two)", page.content(), re.IGNORECASE)
     page.locator("#vote-b").click()
