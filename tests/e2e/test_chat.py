@@ -201,6 +201,7 @@ def test_corrected_replies_become_data_to_learn_from(served: App, new_page: Open
     review = page.locator("#teach-review")
     expect(review.get_by_role("checkbox")).to_have_count(1)
     pick(page, "teach-which", re.compile("^Pane 2"))
+    page.wait_for_timeout(1000)  # the chosen reply is put into the box first
     page.locator("#teach-text textarea").fill("The brass one from the admiral's coat, and you may not have it.")
     page.locator("#teach-keep").click()
     expect(page.locator("#chat-2 .pl-better")).to_contain_text("brass one")
