@@ -134,16 +134,15 @@ def ratings_table(ratings: list[Rating], names: dict[str, str], votes: int) -> s
     """Ratings with their intervals as a table."""
     rows = [
         [
-            esc(names.get(r.variant, r.variant)),
+            f'<div class="pl-rated">{esc(names.get(r.variant, r.variant))}<p class="pl-soft">{esc(r.note)}</p></div>',
             f'<span class="pl-value">{r.rating:.0f}</span>',
-            f"{r.low:.0f} to {r.high:.0f}",
+            f'<span class="pl-nowrap">{r.low:.0f} to {r.high:.0f}</span>',
             f"{r.votes}",
-            f"{r.wins} / {r.ties} / {r.losses}",
-            f'<span class="pl-soft">{esc(r.note)}</span>',
+            f'<span class="pl-nowrap">{r.wins} / {r.ties} / {r.losses}</span>',
         ]
         for r in ratings
     ]
-    head = ["Variant", "Rating", "95% interval", "Votes", "Won / tied / lost", "Mind"]
+    head = ["Variant", "Rating", "95% interval", "Votes", "Won / tied / lost"]
     note = (
         '<p class="pl-soft">Bradley-Terry: 400 points more are odds of 10 to 1. Where intervals overlap, the votes '
         "do not tell the two apart. Few votes are drawn towards 1000, since who has never lost may still be weak.</p>"

@@ -171,15 +171,17 @@ class Chat:
         heads = [
             gr.update(value=f'<h4 class="pl-letter-head">Reply {LETTERS[n]}</h4>', visible=hidden) for n in range(PANES)
         ]
+        # panes that are not visible are left as they are: what is sent to them would only cost time
+        unseen = [gr.skip()] * (PANES - session.count)
         choosers = [
             gr.update(choices=[], value=None, visible=False)
             if hidden
             else gr.update(choices=choices, value=session.variants[n], visible=True)
-            for n in range(PANES)
+            for n in range(session.count)
         ]
         bots = [
             gr.update(value=drawn(talk, hidden), feedback_value=thumbs(talk), height=height, avatar_images=face)
-            for talk in session.talks
+            for talk in session.shown
         ]
         return [
             hint,
@@ -189,7 +191,9 @@ class Chat:
             *(gr.update(visible=number < session.count) for number in range(PANES)),
             *heads,
             *choosers,
+            *unseen,
             *bots,
+            *unseen,
             *self.blind.draw(session),
             *self.teach.draw(session),
             *self.saved.draw(session),

@@ -171,7 +171,8 @@ def test_a_blind_vote_counts_once_and_shows_the_names_after_it(served: App, new_
     page.get_by_label("Your message").fill("Who stole my ring?")
     page.locator("#send").click()
     for pane in (1, 2):
-        expect(page.locator(f"#chat-{pane} .bot").last).not_to_contain_text("loading", timeout=SLOW)
+        expect(page.locator(f"#chat-{pane}").get_by_text("Who stole my ring?")).to_be_visible()
+        expect(page.locator(f"#chat-{pane} .pl-waiting")).to_have_count(0, timeout=SLOW)
     expect(page.locator(".pl-stamp")).to_have_count(0)
     assert not re.search(r"\b(one|two)\b \(lora\)|lora (One|Two)", page.content(), re.IGNORECASE)
     page.locator("#vote-b").click()
@@ -200,6 +201,7 @@ def test_corrected_replies_become_data_to_learn_from(served: App, new_page: Open
     review = page.locator("#teach-review")
     expect(review.get_by_role("checkbox")).to_have_count(1)
     pick(page, "teach-which", re.compile("^Pane 2"))
+    page.wait_for_timeout(1000)  # the chosen reply is put into the box first
     page.locator("#teach-text textarea").fill("The brass one from the admiral's coat, and you may not have it.")
     page.locator("#teach-keep").click()
     expect(page.locator("#chat-2 .pl-better")).to_contain_text("brass one")
