@@ -50,7 +50,7 @@ def stages(at: Standing) -> list[Stage]:
         Stage(
             "Look at its data", chosen and at.conversations > 0,
             f"{plural(at.conversations, 'conversation')} to learn from; some are held out for tests."
-            if at.conversations else f"{who or 'A character'} needs conversations in its voice; the examples bring theirs.",
+            if at.conversations else f"{who or 'A character'} learns from conversations; the examples bring theirs.",
             "go:data", "Look at them" if at.conversations else "Add conversations",
         ),
         Stage(
