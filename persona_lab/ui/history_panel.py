@@ -52,10 +52,17 @@ class HistoryPanel:
         fresh = guarded(len(self._drawn))(lambda _, *rest: self.poll("", *rest))
         self.page.timer.tick(poll, asked, self._drawn, **QUIET)
         triggers = [self.page.demo.load, tab.select, self.chosen.change, *(one.change for one in self.filters)]
-        gr.on(triggers, fresh, asked, self._drawn, **QUIET)
+        gr.on(triggers, fresh, asked, self._drawn, trigger_mode="always_last", **QUIET)
         self.table.select(self._pick, None, self.chosen, **QUIET)
         self.queue.select(self._reorder, None, self.seen, **QUIET).then(fresh, asked, self._drawn, **QUIET)
-        gr.on([self.a.change, self.b.change], guarded(1)(self._compare), [self.a, self.b], self.compared, **QUIET)
+        gr.on(
+            [self.a.change, self.b.change],
+            guarded(1)(self._compare),
+            [self.a, self.b],
+            self.compared,
+            trigger_mode="always_last",
+            **QUIET,
+        )
 
     def poll(
         self, seen: str, chosen: str, persona: str, strategy: str, state: str, a: str | None, b: str | None

@@ -44,13 +44,13 @@ def stages(at: Standing) -> list[Stage]:
     return [
         Stage(
             "Choose a character", chosen,
-            f"{who} is in use." if chosen else "Take an example below, import a card, or write your own.",
+            f"{who} is in use." if chosen else "Take an example, import a card, or write your own.",
             "go:personas", "Change or edit" if chosen else "Import or write one",
         ),
         Stage(
             "Look at its data", chosen and at.conversations > 0,
             f"{plural(at.conversations, 'conversation')} to learn from; some are held out for tests."
-            if at.conversations else f"{who or 'The character'} needs conversations in its voice to learn from.",
+            if at.conversations else f"{who or 'A character'} learns from conversations; the examples bring theirs.",
             "go:data", "Look at them" if at.conversations else "Add conversations",
         ),
         Stage(

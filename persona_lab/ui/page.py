@@ -45,6 +45,7 @@ class Page:
             guarded(len(outputs))(fill),
             self.persona,
             list(outputs),
+            trigger_mode="always_last",  # gradio drops what comes while an earlier one is answered, by default
             **QUIET,
         )
 

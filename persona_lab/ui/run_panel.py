@@ -76,7 +76,14 @@ class RunPanel:
         poll = guarded(len(self._live))(self.poll)
         self.page.timer.tick(poll, watched, self._live, **QUIET)
         fresh = guarded(len(self._live))(lambda run: self.poll(run, ""))
-        gr.on([self.page.demo.load, tab.select, self.run.change], fresh, self.run, self._live, **QUIET)
+        gr.on(
+            [self.page.demo.load, tab.select, self.run.change],
+            fresh,
+            self.run,
+            self._live,
+            trigger_mode="always_last",
+            **QUIET,
+        )
         self.stop.click(self._stop, self.run, self.seen, **QUIET).then(poll, watched, self._live, **QUIET)
         self.keep.click(self._keep, self.run, self.seen, **QUIET).then(poll, watched, self._live, **QUIET)
         self.talk.click(lambda: gr.Tabs(selected="chat"), None, self.page.tabs, **QUIET)

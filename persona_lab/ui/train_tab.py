@@ -123,17 +123,20 @@ class _Setup:
         page = self.page
         opened = gr.on(
             [tab.select, page.persona.change, page.demo.load],
-            guarded(len(self.opened))(self.open), [page.persona, self.of, self.strategy], self.opened, **QUIET,
+            guarded(len(self.opened))(self.open), [page.persona, self.of, self.strategy], self.opened,
+            trigger_mode="always_last", **QUIET,
         )  # fmt: skip
         costs = guarded(2)(self.fill)
         asked, filled = [page.persona, self.strategy, self.base], [self.strategy, self.plan]
         drawn = [self.plan, *self.widgets]
         for begun in (opened, self.base.change):
-            priced = (begun.then if begun is opened else begun)(costs, asked, filled, **QUIET)
-            priced.then(self._replan, self.inputs, drawn, **QUIET)
+            priced = (begun.then if begun is opened else begun)(
+                costs, asked, filled, trigger_mode="always_last", **QUIET
+            )
+            priced.then(self._replan, self.inputs, drawn, trigger_mode="always_last", **QUIET)
         self.base.change(lambda base: base or STARTER, self.base, self.example.base, **QUIET)
         groups = [form.group for form in self.forms.values()]
-        self.strategy.change(self._switch, self.strategy, groups, **QUIET)
+        self.strategy.change(self._switch, self.strategy, groups, trigger_mode="always_last", **QUIET)
         gr.on(
             [self.strategy.change, *(widget.change for widget in self.widgets)],
             self._replan, self.inputs, drawn, trigger_mode="always_last", **QUIET,

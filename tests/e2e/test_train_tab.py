@@ -14,7 +14,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from .conftest import App
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 Opener = Callable[[str], Any]
 TABS = ("Home", "Personas", "Data", "Train", "Evaluate", "Chat", "Plugins")
