@@ -101,11 +101,12 @@ class Review:
         self.page.timer.tick(guarded(len(polled))(self.poll), inputs, polled, **QUIET)
 
     def open(self, batch: str | None) -> Any:
-        """The batches to choose from; the chosen one stays, else the newest is."""
+        """The batches to choose from. One that is chosen is not named again: a new one may be on its way here."""
         found = self.studio.batches()
         choices = [(f"{view.name} ({view.total})", view.id) for view in found]
-        known = {view.id for view in found}
-        return gr.update(choices=choices, value=batch if batch in known else found[0].id if found else None)
+        if batch and batch in {view.id for view in found}:
+            return gr.update(choices=choices)
+        return gr.update(choices=choices, value=found[0].id if found else None)
 
     def draw(self, batch: str | None, wanted: str = "all", row: str = "", at: int = 0) -> list[Any]:
         """Updates for `shown`."""
@@ -184,8 +185,8 @@ class Review:
         return self.open(None), gr.update(visible=True)
 
     def _undo(self) -> tuple[Any, Any]:
-        found = self.page.engine.undo_delete()
-        return self.open(found), gr.update(visible=False)
+        self.page.engine.undo_delete()
+        return self.open(None), gr.update(visible=False)
 
     def _make(self, batch: str, format: str) -> Any:
         path = self.studio.export(batch, format, self.page.fresh_file(f"{batch}.{format}"))

@@ -13,10 +13,10 @@ from playwright.sync_api import Page, expect
 
 from .conftest import App
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
-WAIT = 30_000
-LONG_WAIT = 120_000
+WAIT = 60_000
+LONG_WAIT = 240_000
 
 
 def tab(page: Page, name: str) -> None:
@@ -24,6 +24,7 @@ def tab(page: Page, name: str) -> None:
 
 
 def open_studio(page: Page) -> None:
+    page.set_default_timeout(LONG_WAIT)  # a busy machine is no fault of the page
     page.locator(".pl-card[data-id=magpie]").locator("visible=true").click()
     expect(page.locator(".pl-card.pl-chosen[data-id=magpie]").first).to_be_visible(timeout=WAIT)
     tab(page, "Studio")
@@ -41,8 +42,10 @@ def test_a_batch_survives_stop_and_restart_and_can_be_rated_and_taken(
     page = new_page(app.start())
     open_studio(page)
     page.locator("#studio-own textarea").fill("Who are you?\nWhat do you sell?\n=1+1")
-    page.get_by_label("Replies to each").fill("12")
-    expect(page.locator("#studio-count")).to_contain_text("36 replies", timeout=WAIT)
+    page.get_by_label("Replies to each").fill("6")
+    page.locator("#studio-style input").click()
+    page.get_by_role("option", name="Short and quick").click()
+    expect(page.locator("#studio-count")).to_contain_text("18 replies", timeout=WAIT)
     page.locator("#studio-start").click()
     status = page.locator("#studio-status .pl-status")
     expect(status).to_have_attribute("data-status", "running", timeout=LONG_WAIT)
@@ -50,7 +53,7 @@ def test_a_batch_survives_stop_and_restart_and_can_be_rated_and_taken(
     page.locator("#studio-stop").click()
     expect(status).to_have_attribute("data-status", "paused", timeout=LONG_WAIT)
     kept = done(page)
-    assert 0 < kept < 36
+    assert 0 < kept < 18
     page.context.close()
     app.kill()
 
@@ -60,7 +63,7 @@ def test_a_batch_survives_stop_and_restart_and_can_be_rated_and_taken(
     assert done(page) == kept
     page.locator("#studio-go-on").click()
     expect(status_of(page)).to_have_attribute("data-status", "done", timeout=LONG_WAIT)
-    assert done(page) == 36
+    assert done(page) == 18
     page.locator("#studio-rows [data-id]").first.click()
     expect(page.locator("#studio-row article")).to_contain_text("base ", timeout=WAIT)  # the stamp of the weights
     page.locator("#studio-stars label").nth(3).click()
@@ -78,7 +81,7 @@ def test_a_batch_survives_stop_and_restart_and_can_be_rated_and_taken(
     download.value.save_as(tmp_path / "rows.csv")
     with (tmp_path / "rows.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 36
+    assert len(rows) == 18
     assert (rows[0]["stars"], rows[0]["verdict"], rows[0]["note"]) == ("4", "good", "a note")
     assert {row["text"] for row in rows} == {"Who are you?", "What do you sell?", "'=1+1"}
     assert len({row["reply"] for row in rows}) > 12
