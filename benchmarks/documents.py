@@ -34,7 +34,7 @@ def measure(home: Path, text: Path, seed: int, settings: dict[str, str]) -> dict
         run = _done(engine, engine.train(PERSONA, "lora", settings=settings, seed=seed, dataset_id=dataset.id))
         made = engine.variants(PERSONA)[0]
         report = _done(engine, engine.evaluate([made.id], ["held_out_gain"]))
-        kept = json.loads(Path(next(r for r in engine.reports(PERSONA) if r.run == report.id).data).read_text("utf-8"))
+        kept = json.loads(Path(next(r for r in engine.reports(PERSONA) if r.id == report.id).data).read_text("utf-8"))
     metrics = {m["metric"]: m for v in kept["variants"] if v["variant"] == made.id for m in v["metrics"]}
     gain = metrics["g_true"]
     return {

@@ -144,7 +144,7 @@ class DatasetSummary(Frozen):
     created: str
     warnings: tuple[str, ...] = ()
     parent: str = ""
-    """The version it was made of by a fix; empty for an import."""
+    """The version it was made of, by a fix or by more rows; empty for an import."""
 
 
 class Rendered(Frozen):

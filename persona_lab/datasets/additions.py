@@ -107,5 +107,6 @@ def extended(
             "fingerprint": fingerprint(dataset),
             "created": now(),
             "warnings": (),
+            "parent": summary.id,
         }
     )

@@ -129,5 +129,5 @@ class _Browser:
 
 def _named(dataset: DatasetSummary, in_use: bool) -> str:
     """A version as the list shows it."""
-    fixed = f", mended from {dataset.parent.rsplit('-', 1)[-1]}" if dataset.parent else f", {dataset.source}"
-    return f"Version {dataset.version}{fixed}{' (in use)' if in_use else ''}"
+    parent = f", from {dataset.parent.rsplit('-', 1)[-1]}" if dataset.parent else ""
+    return f"Version {dataset.version}, {dataset.source}{parent}{' (in use)' if in_use else ''}"
