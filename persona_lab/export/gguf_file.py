@@ -2,7 +2,8 @@
 
 For Llama-like models (llama, mistral, qwen2, qwen3) with a byte-level BPE tokenizer. Whatever would come out wrong is
 refused with a reason. Tensors are read, converted and written one at a time, so memory stays small.
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; names and order of rows: llama.cpp convert_hf_to_gguf.py.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; names and order of rows as in llama.cpp's
+convert_hf_to_gguf.py.
 """
 
 from __future__ import annotations

@@ -49,7 +49,11 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
     """
     raw = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     model = raw.get("model") or {}
-    if model.get("type") != "BPE" or model.get("byte_fallback") or (raw.get("decoder") or {}).get("type") != "ByteLevel":
+    if (
+        model.get("type") != "BPE"
+        or model.get("byte_fallback")
+        or (raw.get("decoder") or {}).get("type") != "ByteLevel"
+    ):
         kind = "SentencePiece-like" if model.get("byte_fallback") else str(model.get("type"))
         raise BadInput(f"Its tokenizer is no byte-level BPE ({kind}), and only that can be written here.", _UNSUPPORTED)
     tokens: dict[int, tuple[str, int]] = {number: (text, NORMAL) for text, number in model["vocab"].items()}

@@ -29,9 +29,9 @@ def write_whole_model(variant: Variant, base: BaseModelInfo, out: Path, ctx: Rep
     if variant.kind == "adapter":
         ctx.phase("Merging the adapter into the base", None)
         kind = _merge(variant, base, out)
-        notes = [f"The adapter is merged into the base and stored in {kind}: coarser numbers would round it away."]
+        notes = [f"The adapter is merged into the base, in {kind}."]
         if kind == "bfloat16":
-            notes = ["The adapter is merged into the base and stored in bfloat16, which rounds it a little."]
+            notes = ["The adapter is merged into the base, in bfloat16, which rounds it a little."]
         if variant.quantization:
             notes.append("It was trained on 4-bit (NF4) weights and is merged into the unquantised base.")
     else:
