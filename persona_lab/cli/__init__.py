@@ -15,7 +15,9 @@ import typer
 from persona_lab.cli.bench import bench_strategies
 from persona_lab.cli.common import HomeOption, JsonOption, opened, show
 from persona_lab.cli.library import datasets_app, models_app, personas_app, variants_app
+from persona_lab.cli.plugin_kit import new_plugin
 from persona_lab.cli.probes import probes_app
+from persona_lab.cli.serving import serve_api
 from persona_lab.cli.work import commands, runs_app
 from persona_lab.errors import PersonaLabError
 
@@ -86,6 +88,8 @@ def serve(
 
 
 app.command("bench-strategies")(bench_strategies)
+app.command("serve-api")(serve_api)
+app.command("new-plugin")(new_plugin)
 app.add_typer(commands)
 for _name, _group in (
     ("personas", personas_app),
