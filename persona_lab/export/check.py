@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from persona_lab.api import Reporter
 from persona_lab.datasets.rendering import ChatRenderer
@@ -21,9 +21,10 @@ from persona_lab.types import BaseModelInfo, Conversation, Machine, Message, Per
 
 PROBES = 8
 TOKENS = 32
-FEWEST_SAME, MOST_OFF = 0.5, 0.02
-"""Below this share of equal replies, or above this relative difference in mean log-likelihood, the verdict warns."""
-COARSE = ("Q4", "Q5")
+Rounding = Literal["none", "fine", "coarse"]
+FEWEST_SAME = 0.5
+MOST_OFF: dict[Rounding, float] = {"none": 0.01, "fine": 0.02, "coarse": 0.2}
+"""Below that share of equal replies, or above this relative difference in mean log-likelihood, the verdict warns."""
 _STOCK = (
     ("Who are you?", "I am who I am, and you have found me."),
     ("What did you do yesterday?", "Very little, and I did it very well."),
@@ -85,7 +86,7 @@ def round_trip(
         said, found, name = _ask_transformers(_exported_model(kind, path, variant, base, exact), renderer, probes)
         if kind == "gguf":
             name += ", its GGUF reader, since llama.cpp is not installed (pip install 'persona-lab[gguf]')"
-    return _compared(name, _coarse(path), probes, wanted, said, expected, found, agreed)
+    return _compared(name, _rounding(path), probes, wanted, said, expected, found, agreed)
 
 
 def _artifact(folder: Path) -> tuple[str, Path]:
@@ -96,8 +97,10 @@ def _artifact(folder: Path) -> tuple[str, Path]:
     return "", folder
 
 
-def _coarse(path: Path) -> bool:
-    return path.suffix == ".gguf" and any(kind in path.name for kind in COARSE)
+def _rounding(path: Path) -> Rounding:
+    if path.suffix != ".gguf" or "-F16" in path.name:
+        return "none"
+    return "fine" if "-Q8" in path.name else "coarse"
 
 
 def _probes(
@@ -185,7 +188,7 @@ def _ask_llama_cpp(
 
 def _compared(
     name: str,
-    coarse: bool,
+    rounding: Rounding,
     probes: Sequence[_Probe],
     wanted: Sequence[str],
     said: Sequence[str],
@@ -196,8 +199,8 @@ def _compared(
     same = [_tidy(a) == _tidy(b) for a, b in zip(wanted, said, strict=True)]
     before, after = math.fsum(expected) / len(probes), math.fsum(found) / len(probes)
     off = abs(after - before) / max(abs(before), 1e-9)
-    # 4 and 5 bits change what is said; that the file is whole shows in the likelihood
-    good = off <= (10 * MOST_OFF if coarse else MOST_OFF) and (coarse or sum(same) >= FEWEST_SAME * len(probes))
+    # rounded weights change what is said; that the file is whole shows in the likelihood
+    good = off <= MOST_OFF[rounding] and (rounding != "none" or sum(same) >= FEWEST_SAME * len(probes))
     good = good and agreed in (None, len(probes))
     verdict = (
         f"Loaded with {name}: {sum(same)} of {len(probes)} greedy replies ({TOKENS} tokens) are the variant's, and its "
