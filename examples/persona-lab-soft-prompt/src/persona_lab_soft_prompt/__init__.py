@@ -35,9 +35,7 @@ class SoftPrompt(Strategy):
     class Config(FitSettings):
         """The loop's settings, with a rate that suits made-up words, and how many there are."""
 
-        learning_rate: float = Field(
-            0.05, gt=0, le=1, description="How big each correction is; soft prompts need much."
-        )
+        learning_rate: float = Field(0.05, gt=0, le=1, description="How big each correction is; these need much.")
         length: int = Field(16, ge=1, le=256, description="How many made-up words stand before each conversation.")
 
     def estimate(self, config: Any, base: BaseModelInfo, dataset: Dataset | None, machine: Machine) -> Estimate:
