@@ -140,6 +140,18 @@ _TOOLKIT = {
     "write_generation_config": "persona_lab.export.toolkit",
     "copy_tokenizer": "persona_lab.export.toolkit",
     "hub_name": "persona_lab.export.toolkit",
+    "license_of": "persona_lab.export.toolkit",
+    "write_whole_model": "persona_lab.export.merging",
+    "whole_model_bytes": "persona_lab.export.merging",
+    "write_gguf": "persona_lab.export.gguf_file",
+    "refuse_architecture": "persona_lab.export.gguf_file",
+    "estimate_gguf_bytes": "persona_lab.export.gguf_file",
+    "go_template": "persona_lab.export.modelfile",
+    "write_modelfile": "persona_lab.export.modelfile",
+    "Modelfile": "persona_lab.export.modelfile",
+    "GoTemplate": "persona_lab.export.modelfile",
+    "card_png": "persona_lab.export.toolkit",
+    "greeting": "persona_lab.personas.prompt",
 }
 
 
@@ -424,8 +436,25 @@ class DatasetReader(ABC):
         """
 
 
+class ExportContext(Reporter, Protocol):
+    """What an exporter gets, in the worker."""
+
+    settings: Any
+    """The exporter's validated Config."""
+    dataset: Mapping[str, Any]
+    """What the variant was trained on: `name`, `conversations`, `fingerprint`, `source`; may be empty."""
+    metrics: Sequence[Metric]
+    """The variant's newest evaluation; empty where there is none."""
+    report: str
+    """Id of that evaluation."""
+
+
 class Exporter(ABC):
-    """Takes a variant elsewhere; runs in the worker."""
+    """Takes a variant elsewhere; runs in the worker.
+
+    After an export, a folder with an adapter, a model or a GGUF file in it is loaded again and compared with the
+    variant by whoever runs the exporter.
+    """
 
     id: ClassVar[str]
     title: ClassVar[str]
@@ -437,12 +466,18 @@ class Exporter(ABC):
         """Why this variant cannot be expressed in this format, if so. Cheap; no torch."""
         return []
 
-    def estimate_bytes(self, variant: Variant, base: BaseModelInfo) -> int | None:
-        """About how large the export will be, in bytes; None where that is not known. Cheap; no torch."""
-        return None
+    def check_base(self, variant: Variant, base: BaseModelInfo, settings: Any) -> list[Problem]:
+        """The same, knowing the base and the settings. Cheap; no torch. `base.config` is empty until it is fetched."""
+        return []
+
+    def estimate_bytes(self, variant: Variant, base: BaseModelInfo, settings: Any) -> int:
+        """How large the result will be, with what is needed on the way; 0: not known. Cheap; no torch."""
+        return 0
 
     @abstractmethod
-    def export(self, variant: Variant, persona: Persona, base: BaseModelInfo, out: Path, ctx: Reporter) -> list[Path]:
+    def export(
+        self, variant: Variant, persona: Persona, base: BaseModelInfo, out: Path, ctx: ExportContext
+    ) -> list[Path]:
         """Write into the empty folder `out`; returns the files written."""
 
 
@@ -477,6 +512,7 @@ __all__ = [
     "Estimate",
     "EvalContext",
     "Evaluator",
+    "ExportContext",
     "Exporter",
     "Fact",
     "FitResult",

@@ -21,6 +21,7 @@ from persona_lab.continuing import parent_of
 from persona_lab.dataset_versions import RowPreview
 from persona_lab.errors import BadInput, PersonaLabError, UnknownName, WorkFailed
 from persona_lab.events import AnyEvent, read_events
+from persona_lab.exporting import dataset_file, export_order
 from persona_lab.headlines import VariantFacts, facts_of
 from persona_lab.home import Home
 from persona_lab.jobs import ACTIVE, Supervisor, ask_to_keep
@@ -519,15 +520,31 @@ class Engine:
             out=str(Path(out).resolve()) if out else "",
         )
 
-    def export(self, variant_id: str, format: str, out: str | Path) -> str:
+    def export(
+        self,
+        variant_id: str,
+        format: str,
+        out: str | Path,
+        settings: Mapping[str, Any] | None = None,
+        license: str = "",
+        check: bool = True,
+    ) -> str:
         """Queue an export; gives the run's id.
 
+        Args:
+            license: states the licence of a base whose own is not known.
+            check: load what was exported again and compare it with the variant.
+
         Raises:
-            UnknownName. BadInput: the format cannot express this variant.
+            UnknownName, BadSetting. BadInput: the format cannot express this variant.
         """
         exporter = self.plugins.get("exporter", format)
+        config = validate_settings(exporter.Config, settings or {}, f"exporter {format!r}")
         variant = self.variant(variant_id)
-        for problem in self.plugins.guarded("exporter", format, exporter.check, variant):
+        problems = self.plugins.guarded("exporter", format, exporter.check, variant)
+        base = self.base_model(variant.base)
+        problems += self.plugins.guarded("exporter", format, exporter.check_base, variant, base, config)
+        for problem in problems:
             if problem.severity == "error":
                 raise BadInput(problem.message, problem.fix)
         return self._submit(
@@ -535,10 +552,13 @@ class Engine:
             f"{variant.persona[:40]}-export",
             name=f"Export {variant.name} as {exporter.title}",
             persona=self.persona(variant.persona),
+            dataset=dataset_file(self.catalog, variant),
             base=variant.base,
             variants=(variant,),
+            config=config.model_dump(mode="json"),
             format=format,
             out=str(Path(out).resolve()),
+            export=export_order(self.catalog, variant, license, check),
         )
 
     def _submit(self, kind: Any, stem: str, **fields: Any) -> str:

@@ -646,6 +646,21 @@ class ChatChunk(Frozen):
 # --- runs -----------------------------------------------------------------------------------------
 
 
+class ExportOrder(Frozen):
+    """What an export is told besides format and folder; written by whoever orders it."""
+
+    license: str = ""
+    """A licence stated by the user for a base whose own is not known."""
+    check: bool = True
+    """Load what was exported again, and compare it with the variant."""
+    dataset: dict[str, Any] = Field(default_factory=dict)
+    """Of what the variant was trained on: `name`, `conversations`, `fingerprint`, `source`; empty where it is gone."""
+    metrics: tuple[Metric, ...] = ()
+    """The variant's newest evaluation, for the model card."""
+    report: str = ""
+    """Id of that evaluation."""
+
+
 class Job(Frozen):
     """What a worker is to do; written once, as job.json."""
 
@@ -676,6 +691,7 @@ class Job(Frozen):
     """Evaluate: also write the HTML, Markdown and JSON report."""
     format: str = ""
     out: str = ""
+    export: ExportOrder | None = None
 
 
 class RunView(Frozen):

@@ -18,7 +18,9 @@ from persona_lab.cli.datasets import datasets_app
 from persona_lab.cli.judging import feedback_app, votes_app
 from persona_lab.cli.library import models_app, variants_app
 from persona_lab.cli.personas import personas_app
+from persona_lab.cli.plugin_kit import new_plugin
 from persona_lab.cli.probes import probes_app
+from persona_lab.cli.serving import serve_api
 from persona_lab.cli.studio import studio_app
 from persona_lab.cli.work import commands, runs_app
 from persona_lab.errors import PersonaLabError
@@ -90,6 +92,8 @@ def serve(
 
 
 app.command("bench-strategies")(bench_strategies)
+app.command("serve-api")(serve_api)
+app.command("new-plugin")(new_plugin)
 app.add_typer(commands)
 for _name, _group in (
     ("personas", personas_app),

@@ -279,12 +279,28 @@ def say(
 def export(
     variant: str,
     out: OutOption,
-    format: Annotated[str, typer.Option("--format", help="adapter, merged, or a plugin's.")] = "merged",
+    format: Annotated[
+        str, typer.Option("--format", help="adapter, merged, gguf, ollama, bundle, or a plugin's.")
+    ] = "merged",
+    set: SetOption = None,
+    license: Annotated[
+        str, typer.Option("--license", help="The base's licence, stated by you, where it is not known.")
+    ] = "",
+    no_check: Annotated[bool, typer.Option("--no-check", help="Do not load the result again and compare it.")] = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take a variant elsewhere."""
+    """Take a variant elsewhere; what was written is loaded again and compared with it."""
+    from persona_lab.settings import parse_assignments
+
     with opened(home) as engine:
-        run = follow(engine, engine.export(variant, format, out))
+        asked = engine.export(variant, format, out, parse_assignments(set or ()), license, not no_check)
+        run = follow(engine, asked)
         require_done(run)
-    show({"run": run.id, **run.result}, as_json, lambda: print(f"Written to {out}."))
+
+    def tell() -> None:
+        print(f"Written to {out} ({run.result['bytes'] / 1e6:.1f} MB).")
+        if run.result["check"]:
+            print(run.result["check"]["verdict"])
+
+    show({"run": run.id, **run.result}, as_json, tell)

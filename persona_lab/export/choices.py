@@ -26,16 +26,20 @@ def export_choices(plugins: Any, variant: Variant, base: BaseModelInfo) -> list[
     """
     found = []
     for part in plugins.all("exporter"):
+        settings = part.Config()
         problems = plugins.guarded("exporter", part.id, part.check, variant)
+        problems += plugins.guarded("exporter", part.id, part.check_base, variant, base, settings)
         possible = not any(problem.severity == "error" for problem in problems)
-        size = plugins.guarded("exporter", part.id, part.estimate_bytes, variant, base) if possible else None
+        size = 0
+        if possible:
+            size = plugins.guarded("exporter", part.id, part.estimate_bytes, variant, base, settings)
         found.append(
             ExportChoice(
                 format=part.id,
                 title=part.title,
                 summary=part.summary,
                 possible=possible,
-                bytes=size,
+                bytes=size or None,
                 problems=tuple(problems),
             )
         )

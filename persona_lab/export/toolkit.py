@@ -12,7 +12,7 @@ from typing import Any
 
 from persona_lab.errors import BadInput
 from persona_lab.home import write_atomic
-from persona_lab.personas.cards import card_to_json
+from persona_lab.personas.cards import card_to_json, card_to_png
 from persona_lab.types import BaseModelInfo, Metric, Persona, Sampling, Variant
 
 CHECKSUMS = "SHA256SUMS"
@@ -31,13 +31,13 @@ def license_of(base: BaseModelInfo) -> dict[str, str]:
     """
     fields = _license_fields(Path(base.path) / "README.md")
     if base.license and base.license.lower() != "unknown":
-        fields["license"] = base.license
+        fields["license"] = base.license.removesuffix(STATED)
     license_id = fields.get("license", "").lower()
     if license_id in ("", "unknown") or (license_id == "other" and not fields.get("license_name")):
         raise BadInput(
             f"The licence of the base model {base.name!r} is not known, so what is built on it cannot be exported.",
             "Write `license: ...` (for `other` also `license_name:` and `license_link:`) between two --- lines at the "
-            f"top of {Path(base.path) / 'README.md'}, as its makers state it.",
+            f"top of {Path(base.path) / 'README.md'}, as its makers state it; or state it yourself with --license ID.",
         )
     return fields
 
@@ -106,14 +106,18 @@ def write_model_card(
     usage: str,
     notes: Sequence[str] = (),
     metrics: Sequence[Metric] = (),
+    dataset: Mapping[str, Any] | None = None,
+    report: str = "",
 ) -> Path:
     """Write README.md: front matter for the hub, what this is, how to use it, the system prompt, measured numbers.
 
     Args:
-        library: `peft` or `transformers`.
-        usage: Python that loads and asks the model.
+        library: `peft`, `transformers` or `gguf`.
+        usage: how the model is loaded and asked; Python, or shell commands for `gguf`.
         notes: what a user must know, a sentence each.
         metrics: measured values to quote; none are invented where there are none.
+        dataset: what it was trained on, as `ExportContext.dataset`.
+        report: id of the evaluation the metrics are from.
 
     Raises:
         BadInput: the base's licence is not known.
@@ -121,22 +125,28 @@ def write_model_card(
     fields: dict[str, Any] = {
         "library_name": library,
         "base_model": hub_name(base),
-        "base_model_relation": "adapter" if library == "peft" else "finetune",
+        "base_model_relation": {"peft": "adapter", "gguf": "quantized"}.get(library, "finetune"),
         **license_of(base),
         "pipeline_tag": "text-generation",
         "tags": ["persona-lab", "roleplay", variant.strategy],
     }
     front = "".join(f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in fields.items())
     parts = [f"---\n{front}---\n", f"# {_line(persona.name)}: {_line(variant.name)}\n", _origin(variant, base)]
-    parts += [f"- {note}\n" for note in notes]
-    parts += ["\n## Use\n\n", _fenced(usage, "python")]
+    parts += [f"- {note}\n" for note in [*notes, *_stated(base)]]
+    if dataset:
+        parts += ["\n## Training data\n\n", _training_data(dataset)]
+    parts += ["\n## Use\n\n", _fenced(usage, "bash" if library == "gguf" else "python")]
     if variant.system:
         parts += [
             "\n## System prompt\n\nIt was trained with this prompt; give it the same one.\n\n",
             _fenced(variant.system),
         ]
     if metrics:
-        parts += ["\n## Measured\n\n", _measured(metrics)]
+        parts += [
+            "\n## Measured\n\n",
+            f"Evaluation `{report}`, on held-out data.\n\n" if report else "",
+            _measured(metrics),
+        ]
     write_atomic(folder / "README.md", "".join(parts))
     return folder / "README.md"
 
@@ -152,6 +162,61 @@ def _origin(variant: Variant, base: BaseModelInfo) -> str:
         f"{variant.seed}, fingerprint `{variant.fingerprint}`. It invents things: it is a character, no source."
         f"{starter}\n\n"
     )
+
+
+STATED = " (stated by whoever exported it)"
+
+
+def with_stated_license(base: BaseModelInfo, stated: str) -> BaseModelInfo:
+    """The base with a licence that the user states, where its own is not known.
+
+    Raises:
+        BadInput: it is known and is another, or what is stated is no licence id.
+    """
+    if not stated:
+        return base
+    try:
+        known = license_of(base)["license"]
+    except BadInput:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,40}", stated) or stated in ("unknown", "other"):
+            raise BadInput(
+                f"{stated!r} is not a licence's id.", "Name it as hubs do: apache-2.0, mit, llama3.2, gemma, ..."
+            ) from None
+        return base.model_copy(update={"license": stated + STATED})
+    if known.lower() != stated.lower():
+        raise BadInput(f"The licence of {base.name!r} is known: it is {known}, not {stated}.", "Leave --license out.")
+    return base
+
+
+def _stated(base: BaseModelInfo) -> list[str]:
+    if not base.license.endswith(STATED):
+        return []
+    license_id = base.license.removesuffix(STATED)
+    return [f"The base's licence is not known; whoever exported this states that it is `{license_id}`."]
+
+
+def _training_data(dataset: Mapping[str, Any]) -> str:
+    parts = [f"{_line(str(dataset.get('name', '')))}: {dataset.get('conversations', 0)} conversations"]
+    if dataset.get("source"):
+        parts.append(f"from {_line(Path(str(dataset['source'])).name)}")
+    if dataset.get("fingerprint"):
+        parts.append(f"fingerprint `{dataset['fingerprint']}`")
+    return ", ".join(parts) + ". A part of them was held out and never trained on.\n"
+
+
+def append_check(folder: Path, checked: Mapping[str, Any]) -> None:
+    """Keep the result of the round trip: check.json, and a paragraph in README.md where there is one."""
+    write_atomic(folder / "check.json", json.dumps(checked, indent=2, ensure_ascii=False) + "\n")
+    readme = folder / "README.md"
+    if readme.is_file():
+        told = f"\n## Checked after export\n\n{_line(str(checked['verdict']))} Details: check.json.\n"
+        write_atomic(readme, readme.read_text(encoding="utf-8") + told)
+
+
+def card_png(persona: Persona) -> bytes:
+    """The character card as a PNG: its picture, with the card inside."""
+    avatar = Path(persona.avatar) if persona.avatar else None
+    return card_to_png(persona.card, avatar.read_bytes() if avatar and avatar.is_file() else None)
 
 
 def _measured(metrics: Sequence[Metric]) -> str:

@@ -92,8 +92,10 @@ def _prepare(renderer: ChatRenderer, index: int, messages: Sequence[Message], re
 
 
 def _worth(model: Any) -> int | None:
-    """Tokens that sharing a prefix must save; None for a model that keeps a state instead of keys and values."""
-    if getattr(model, "_is_stateful", False):
+    """Tokens that sharing a prefix must save; None for a model that keeps a state instead of keys and values, and for
+    an adapter that is a prompt: it would stand before each part again."""
+    prompt = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
+    if getattr(model, "_is_stateful", False) or prompt:
         return None
     return WORTH.get(torch.device(model.device).type, WORTH_ELSEWHERE)
 
@@ -179,7 +181,7 @@ def _score(model: Any, head: _Head, batch: list[_Item], shared: int, cache: Any)
         columns += range(item.start - 1 - shared, item.end - 1 - shared)
         targets += item.ids[item.start : item.end]
     past = None if cache is None else _for_rows(cache, len(batch))
-    with head.only_at(rows, columns):
+    with head.only_at(rows, columns, width):
         out = model(input_ids=ids.to(model.device), cache=past, use_cache=past is not None).logits
     logits = head.picked(out, rows, columns)  # [targets, vocabulary]
     wanted = torch.tensor(targets, device=logits.device)
@@ -216,6 +218,7 @@ class _Head:
         self.weight = weight.float() if low else None
         self.bias = self.module.bias.float() if low and self.module.bias is not None else None
         self.index: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.width = 0
         self.handle: Any = None
 
     def __enter__(self) -> _Head:
@@ -230,9 +233,14 @@ class _Head:
             del self.module.forward
 
     @contextmanager
-    def only_at(self, rows: Sequence[int], columns: Sequence[int]) -> Iterator[None]:
-        """While this lasts, the head sees hidden states [1, len(rows), hidden] instead of [batch, tokens, hidden]."""
+    def only_at(self, rows: Sequence[int], columns: Sequence[int], width: int = 0) -> Iterator[None]:
+        """While this lasts, the head sees hidden states [1, len(rows), hidden] instead of [batch, tokens, hidden].
+
+        Args:
+            width: tokens of a row; a model that puts made-up ones before them gives more states than that.
+        """
         self.index = (torch.tensor(rows, dtype=torch.long), torch.tensor(columns, dtype=torch.long))
+        self.width = width
         try:
             yield
         finally:
@@ -248,7 +256,8 @@ class _Head:
         if self.index is None:
             return None
         rows, columns = self.index
-        return (arguments[0][rows, columns][None],)
+        before = arguments[0].shape[1] - self.width if self.width else 0
+        return (arguments[0][rows, columns + before][None],)
 
     def _forward(self, hidden: torch.Tensor) -> torch.Tensor:
         if self.index is None:

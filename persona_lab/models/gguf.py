@@ -24,6 +24,10 @@ MAX_ARRAY = 4_000_000  # elements of one array; the largest vocabularies have ab
 MAX_STRING = 16_000_000
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY = 8, 9
+GGUF_TRAITS = "gguf_traits.json"
+"""In a converted folder: what the file said of its tokenizer that transformers' files have no place for."""
+
+KEPT_TRAITS = ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre")
 
 
 @dataclass
@@ -225,6 +229,8 @@ def _convert_tokenizer(source: Path, folder: Path, header: GGUFHeader) -> None:
     if length:
         tokenizer.model_max_length = length
     tokenizer.save_pretrained(folder)
+    traits = {name: value for name, value in header.metadata.items() if name in KEPT_TRAITS}
+    (folder / GGUF_TRAITS).write_text(json.dumps(traits, indent=2) + "\n", encoding="utf-8")
     if header.metadata.get("tokenizer.ggml.pre") == "smollm":
         _split_digits(folder / "tokenizer.json")
 

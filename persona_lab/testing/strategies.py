@@ -24,6 +24,7 @@ from persona_lab.types import (
     Conversation,
     Dataset,
     Job,
+    Kind,
     Machine,
     Message,
     Sampling,
@@ -194,9 +195,9 @@ class Workshop:
 # --- the checks -------------------------------------------------------------------------------------------
 
 
-def check_settings(shop: Workshop, strategy: str) -> None:
+def check_settings(shop: Workshop, name: str, kind: Kind = "strategy") -> None:
     """Every setting has a default and a plain sentence; numbers and texts have bounds."""
-    part = shop.plugins.get("strategy", strategy)
+    part = shop.plugins.get(kind, name)
     assert part.title, "it needs a title"
     assert part.summary.endswith("."), "its summary must be a sentence"
     for name, field in part.Config.model_json_schema().get("properties", {}).items():
@@ -221,7 +222,7 @@ def check_estimate(shop: Workshop, strategy: str, settings: Mapping[str, Any]) -
     assert estimate.uncertainty >= 1
 
 
-def check_lightness(strategy: str, plugins_folder: Path | None = None) -> None:
+def check_lightness(name: str, plugins_folder: Path | None = None, kind: Kind = "strategy") -> None:
     """Loading, checking and estimating imports no torch, in a fresh process."""
     code = (
         "import sys\n"
@@ -229,9 +230,10 @@ def check_lightness(strategy: str, plugins_folder: Path | None = None) -> None:
         "from persona_lab.plugins import Plugins\n"
         "from persona_lab.testing import CPU, STARTER\n"
         f"folder = {str(plugins_folder) if plugins_folder else None!r}\n"
-        f"part = Plugins.load(folder and Path(folder)).get('strategy', {strategy!r})\n"
-        "part.check(part.Config(), None, None, CPU)\n"
-        "part.estimate(part.Config(), STARTER, None, CPU)\n"
+        f"part = Plugins.load(folder and Path(folder)).get({kind!r}, {name!r})\n"
+        f"if {kind == 'strategy'}:\n"
+        "    part.check(part.Config(), None, None, CPU)\n"
+        "    part.estimate(part.Config(), STARTER, None, CPU)\n"
         f"print(*set({HEAVY!r}) & sys.modules.keys())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)

@@ -102,6 +102,10 @@ def choose_path(
         bf16: as it will be trained (see `computing`).
     """
     model.eval()
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        # the other paths go past the wrapper that puts the prompt in front, and a small prompt hardly shows in a loss
+        log("The adapter is a prompt, not weights: the model's own way is the only one.")
+        return LossPath("plain")
     if isinstance(computing(model, bf16), torch.autocast):
         log("Weights are fp32 and computed with in bf16: hand-written gradients, which know one type, are not used.")
         candidates = _candidates(device, bool(shared_prefix(examples)), packed=False)

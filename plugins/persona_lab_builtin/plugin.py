@@ -101,8 +101,11 @@ def persona_lab_dataset_readers() -> Iterable[type[DatasetReader]]:
 
 @hookimpl
 def persona_lab_exporters() -> Iterable[type[Exporter]]:
-    """adapter, merged."""
+    """adapter, merged, gguf, ollama, bundle."""
     from persona_lab_builtin.exporters.adapter import AdapterExporter
+    from persona_lab_builtin.exporters.bundle import BundleExporter
+    from persona_lab_builtin.exporters.gguf import GGUFExporter
     from persona_lab_builtin.exporters.merged import MergedExporter
+    from persona_lab_builtin.exporters.ollama import OllamaExporter
 
-    return [AdapterExporter, MergedExporter]
+    return [AdapterExporter, MergedExporter, GGUFExporter, OllamaExporter, BundleExporter]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
@@ -74,6 +75,58 @@ def test_the_plugin_page_names_every_hook_and_real_toolkit_functions() -> None:
     for name in re.findall(r"from persona_lab\.api import ([\w, ]+)", text):
         for part in name.split(", "):
             assert part in api.__all__ or part in api._TOOLKIT, part
+
+
+def plugins_shown() -> list[str]:
+    return re.findall(r"```python plugin\n(.*?)```", (ROOT / "docs/plugins.md").read_text(), flags=re.DOTALL)
+
+
+def test_every_plugin_in_the_plugin_page_loads(home: Home) -> None:
+    home.plugins.mkdir()
+    for number, code in enumerate(plugins_shown()):
+        (home.plugins / f"shown_{number}.py").write_text(code)
+    plugins = Plugins.load(home.plugins, tabs=True)
+    assert [info for info in plugins.infos() if info.status == "failed" or info.problem] == []
+    kinds = ("strategy", "evaluator", "reader", "exporter", "tab")
+    shown = {(kind, part.id) for kind in kinds for part in plugins.all(kind)}
+    assert shown >= {
+        ("strategy", "whisper"),
+        ("evaluator", "asks_back"),
+        ("reader", "question_answer"),
+        ("exporter", "with_card"),
+        ("tab", "diary"),
+    }
+
+
+def test_the_plugins_in_the_plugin_page_do_what_they_say(tmp_path: Path, tiny_model: Path) -> None:
+    from persona_lab.testing import Workshop, check_result, made_up_persona
+
+    (tmp_path / "plugins").mkdir()
+    for number, code in enumerate(plugins_shown()[:4]):
+        (tmp_path / "plugins" / f"shown_{number}.py").write_text(code)
+    shop = Workshop(tmp_path / "shop", Plugins.load(tmp_path / "plugins"), tiny_model)
+    check_result(shop, "whisper", {"epochs": 2, "learning_rate": 5e-3, "samples": 0})
+    (tmp_path / "lines.qa").write_text("Are you lost? | Never.\nno bar\n")
+    read = shop.plugins.get("reader", "question_answer").read(tmp_path / "lines.qa", made_up_persona(), {})
+    assert (len(read.conversations), read.skipped[0][0]) == (1, 2)
+    exporter = shop.plugins.get("exporter", "with_card")
+    assert exporter.check(shop.variant("whole-whisper")) == []
+
+
+def test_the_plugin_page_is_in_step_with_the_contract() -> None:
+    from persona_lab import api
+
+    text = (ROOT / "docs/plugins.md").read_text()
+    shown = set(re.search(r"<!-- signatures.*?```text\n(.*?)```", text, flags=re.DOTALL)[1].split("\n")) - {""}
+    real = set()
+    for kind in (api.Strategy, api.Evaluator, api.DatasetReader, api.Exporter, api.Tab):
+        for name, method in vars(kind).items():
+            if inspect.isfunction(method) and not name.startswith("_"):
+                real.add(f"{kind.__name__}.{name}({', '.join(inspect.signature(method).parameters)})")
+    assert shown == real
+    for name, hook in vars(hookspecs).items():
+        if name.startswith("persona_lab_"):
+            assert f"`{name}({', '.join(inspect.signature(hook).parameters)})`" in text
 
 
 def test_every_toolkit_name_is_there() -> None:

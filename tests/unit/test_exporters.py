@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from persona_lab_builtin.exporters.adapter import AdapterExporter
-from persona_lab_builtin.exporters.merged import MergedExporter
+from persona_lab_builtin.plugin import persona_lab_exporters
 
 from persona_lab.datasets.rendering import ChatRenderer
 from persona_lab.errors import BadInput
@@ -31,7 +30,7 @@ class Exporters:
     """Stands where the plugin manager does."""
 
     def get(self, kind: str, name: str) -> Any:
-        return {"adapter": AdapterExporter, "merged": MergedExporter}[name]()
+        return next(part for part in persona_lab_exporters() if part.id == name)()
 
 
 @pytest.fixture
@@ -70,7 +69,9 @@ def variant(base: Path, kind: Any, path: Path | str = "", **values: Any) -> Vari
     return Variant(base=str(base), kind=kind, path=str(path), fingerprint="0123456789ab", **{**known, **values})
 
 
-def export(home: Home, persona: Persona, chosen: Variant, form: str, out: Path, reporter: Any) -> dict[str, Any]:
+def export(
+    home: Home, persona: Persona, chosen: Variant, form: str, out: Path, reporter: Any, **fields: Any
+) -> dict[str, Any]:
     job = Job(
         id="x1",
         kind="export",
@@ -81,6 +82,7 @@ def export(home: Home, persona: Persona, chosen: Variant, form: str, out: Path, 
         variants=(chosen,),
         format=form,
         out=str(out),
+        **fields,
     )
     return run(job, reporter, Exporters())
 

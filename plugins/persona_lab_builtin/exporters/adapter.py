@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
-from persona_lab.api import BaseModelInfo, Exporter, Persona, Problem, Reporter, Variant
+from persona_lab.api import BaseModelInfo, ExportContext, Exporter, Persona, Problem, Variant
 
 _USAGE = """from pathlib import Path
 from peft import AutoPeftModelForCausalLM
@@ -50,12 +51,14 @@ class AdapterExporter(Exporter):
         )
         return [Problem(message=f"{variant.name!r} has no adapter: {why}.", fix=fix)]
 
-    def estimate_bytes(self, variant: Variant, base: BaseModelInfo) -> int | None:
-        """The adapter's weights and the tokenizer's files."""
-        tokenizer = Path(base.path) / "tokenizer.json"
-        return variant.bytes + (tokenizer.stat().st_size if base.path and tokenizer.is_file() else 0)
+    def estimate_bytes(self, variant: Variant, base: BaseModelInfo, settings: Any) -> int:
+        """The adapter and the tokenizer."""
+        folders = ((Path(variant.path), "adapter_model*.safetensors"), (Path(base.path), "tokenizer*.json"))
+        return sum(path.stat().st_size for folder, pattern in folders for path in folder.glob(pattern))
 
-    def export(self, variant: Variant, persona: Persona, base: BaseModelInfo, out: Path, ctx: Reporter) -> list[Path]:
+    def export(
+        self, variant: Variant, persona: Persona, base: BaseModelInfo, out: Path, ctx: ExportContext
+    ) -> list[Path]:
         """Write the adapter's folder. Paths of this machine are taken out of its configuration."""
         from persona_lab.api import BadInput, copy_tokenizer, hub_name, write_model_card, write_persona_files
 
@@ -74,5 +77,16 @@ class AdapterExporter(Exporter):
             out / "adapter_config.json",
             *copy_tokenizer(Path(base.path), out),
             *write_persona_files(out, variant, persona),
-            write_model_card(out, variant, persona, base, "peft", _USAGE, notes),
+            write_model_card(
+                out,
+                variant,
+                persona,
+                base,
+                "peft",
+                _USAGE,
+                notes,
+                ctx.metrics,
+                dataset=ctx.dataset,
+                report=ctx.report,
+            ),
         ]

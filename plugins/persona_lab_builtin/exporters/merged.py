@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
-from persona_lab.api import BaseModelInfo, Exporter, Persona, Problem, Reporter, Variant
+from persona_lab.api import BaseModelInfo, ExportContext, Exporter, Persona, Problem, Variant
 
-FLOAT32_BELOW = 1_000_000_000
-"""Models with fewer weights are stored in float32, larger ones in bfloat16."""
 _USAGE = """from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -52,62 +49,30 @@ class MergedExporter(Exporter):
             ]
         return []
 
-    def estimate_bytes(self, variant: Variant, base: BaseModelInfo) -> int | None:
-        """All weights: as they are, or merged in the type they will be stored in."""
-        if variant.kind == "weights":
-            return variant.bytes
-        return base.parameters * (4 if base.parameters < FLOAT32_BELOW else 2) or None
+    def estimate_bytes(self, variant: Variant, base: BaseModelInfo, settings: Any) -> int:
+        """The weights."""
+        from persona_lab.api import whole_model_bytes
 
-    def export(self, variant: Variant, persona: Persona, base: BaseModelInfo, out: Path, ctx: Reporter) -> list[Path]:
+        return whole_model_bytes(variant, base)
+
+    def export(
+        self, variant: Variant, persona: Persona, base: BaseModelInfo, out: Path, ctx: ExportContext
+    ) -> list[Path]:
         """Write the model folder."""
-        from persona_lab.api import copy_tokenizer, write_generation_config, write_model_card, write_persona_files
+        from persona_lab.api import write_model_card, write_persona_files, write_whole_model
 
-        if variant.kind == "weights":
-            ctx.phase("Copying the weights", None)
-            _copy_weights(variant, out)
-            notes = ["All or part of the base's weights were trained; they are stored as training left them."]
-        else:
-            ctx.phase("Merging the adapter into the base", None)
-            kind = _merge(variant, base, out)
-            notes = [f"The adapter is merged into the base and stored in {kind}: coarser numbers would round it away."]
-            if kind == "bfloat16":
-                notes = ["The adapter is merged into the base and stored in bfloat16, which rounds it a little."]
-        if variant.quantization:
-            notes.append("It was trained on 4-bit (NF4) weights and is merged into the unquantised base.")
-        copy_tokenizer(Path(base.path), out)
-        write_generation_config(out, Path(base.path))
+        notes = write_whole_model(variant, base, out, ctx)
         write_persona_files(out, variant, persona)
-        write_model_card(out, variant, persona, base, "transformers", _USAGE, notes)
+        write_model_card(
+            out,
+            variant,
+            persona,
+            base,
+            "transformers",
+            _USAGE,
+            notes,
+            ctx.metrics,
+            dataset=ctx.dataset,
+            report=ctx.report,
+        )
         return sorted(path for path in out.iterdir() if path.is_file())
-
-
-def _copy_weights(variant: Variant, out: Path) -> None:
-    from persona_lab.api import BadInput
-
-    source = Path(variant.path)
-    files = [
-        *sorted(source.glob("*.safetensors")),
-        *sorted(source.glob("*.safetensors.index.json")),
-        source / "config.json",
-    ]
-    if len(files) < 2 or not files[-1].is_file():
-        raise BadInput(f"The weights of {variant.name!r} are not at {source} any more.", "Train the variant again.")
-    for path in files:
-        shutil.copyfile(path, out / path.name)
-
-
-def _merge(variant: Variant, base: BaseModelInfo, out: Path) -> str:
-    """Merge in float32, whatever the storage; returns the name of the type stored."""
-    import torch
-
-    from persona_lab.api import load_variant, merged_model, worker_machine
-
-    unquantised = variant.model_copy(update={"quantization": None})
-    exact = worker_machine(out).model_copy(
-        update={"bf16": False}
-    )  # loads in float32: bf16 would round base and adapter
-    model: Any = load_variant(unquantised, base, exact)
-    merged = merged_model(model.float())
-    kind = torch.float32 if base.parameters < FLOAT32_BELOW else torch.bfloat16
-    merged.to("cpu", kind).save_pretrained(out)
-    return str(kind).removeprefix("torch.")

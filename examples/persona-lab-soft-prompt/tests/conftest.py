@@ -1,0 +1,3 @@
+"""Fixtures: workshop, tiny_model, tiny_persona."""
+
+pytest_plugins = ["persona_lab.testing.pytest_plugin"]

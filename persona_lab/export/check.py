@@ -1,0 +1,235 @@
+"""The round trip: what was exported is loaded again, and must say what the variant says.
+
+Greedy replies and the mean log-likelihood of held-out replies, on 8 probes. A folder with a GGUF file is loaded in
+llama.cpp, where that is installed, else with transformers' own GGUF reader, and the result says which.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from persona_lab.api import Reporter
+from persona_lab.datasets.rendering import ChatRenderer
+from persona_lab.export import llama_cpp
+from persona_lab.inference.prompting import messages_for
+from persona_lab.types import BaseModelInfo, Conversation, Machine, Message, Persona, Sampling, Variant
+
+PROBES = 8
+TOKENS = 32
+Rounding = Literal["none", "fine", "coarse"]
+FEWEST_SAME = 0.5
+MOST_OFF: dict[Rounding, float] = {"none": 0.01, "fine": 0.02, "coarse": 0.2}
+"""Below that share of equal replies, or above this relative difference in mean log-likelihood, the verdict warns."""
+_STOCK = (
+    ("Who are you?", "I am who I am, and you have found me."),
+    ("What did you do yesterday?", "Very little, and I did it very well."),
+    ("What do you think of the weather?", "It has its opinions, as I have mine."),
+    ("Tell me a secret.", "If I told you, it would not be one."),
+    ("What makes you angry?", "People who ask that before breakfast."),
+    ("Do you like music?", "I like it best when it stops in time."),
+    ("What is the meaning of life?", "Ask me something easier."),
+    ("Goodbye!", "Until the next time, then."),
+)
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """`asked` is the whole prompt as messages; `ids`: prompt and reply as tokens, the reply's from `start` on."""
+
+    asked: tuple[Message, ...]
+    reply: str
+    prompt: tuple[int, ...]
+    ids: tuple[int, ...]
+    start: int
+
+
+def round_trip(
+    folder: Path,
+    variant: Variant,
+    persona: Persona,
+    base: BaseModelInfo,
+    held_out: Sequence[Conversation],
+    machine: Machine,
+    ctx: Reporter,
+) -> dict[str, Any] | None:
+    """Load what stands in `folder` and compare it with the variant; None where there is nothing that could be loaded.
+
+    Args:
+        held_out: conversations the variant was not trained on; stock questions stand in for what is missing of 8.
+
+    Raises:
+        BadModel: it does not load. OutOfMemory, Cancelled
+    """
+    kind, path = _artifact(folder)
+    if kind == "":
+        return None
+    renderer = ChatRenderer(Path(base.path))
+    probes = _probes(renderer, variant, persona, held_out)
+    exact = machine.model_copy(
+        update={"bf16": False}
+    )  # rounding of the machine's own must not hide or make differences
+    ctx.phase("Asking the variant", None)
+    wanted, expected, _ = _ask_transformers(_variant_model(variant, base, exact), renderer, probes)
+    ctx.phase("Asking what was exported", None)
+    agreed: int | None = None
+    if kind == "gguf" and llama_cpp.available():
+        loaded = llama_cpp.LlamaCpp(path, max(len(probe.ids) for probe in probes) + TOKENS + 16, machine.cores)
+        name = loaded.name
+        said, found = _ask_llama_cpp(loaded, renderer, probes, ctx)
+        agreed = sum(loaded.tokens(p.reply) == renderer.text_ids(p.reply) for p in probes)
+    else:
+        said, found, name = _ask_transformers(_exported_model(kind, path, variant, base, exact), renderer, probes)
+        if kind == "gguf":
+            name += ", its GGUF reader, since llama.cpp is not installed (pip install 'persona-lab[gguf]')"
+    return _compared(name, _rounding(path), probes, wanted, said, expected, found, agreed)
+
+
+def _artifact(folder: Path) -> tuple[str, Path]:
+    for kind, pattern in (("gguf", "*.gguf"), ("adapter", "adapter_config.json"), ("model", "config.json")):
+        found = sorted(folder.rglob(pattern))
+        if found and (kind == "gguf" or list(found[0].parent.glob("*.safetensors"))):
+            return kind, found[0] if kind == "gguf" else found[0].parent
+    return "", folder
+
+
+def _rounding(path: Path) -> Rounding:
+    if path.suffix != ".gguf" or "-F16" in path.name:
+        return "none"
+    return "fine" if "-Q8" in path.name else "coarse"
+
+
+def _probes(
+    renderer: ChatRenderer, variant: Variant, persona: Persona, held_out: Sequence[Conversation]
+) -> list[_Probe]:
+    pairs = []
+    for conversation in held_out:
+        place = next((i for i, turn in enumerate(conversation.messages) if turn.role == "assistant"), 0)
+        if place and conversation.messages[place].content.strip():
+            pairs.append((conversation.messages[:place], conversation.messages[place].content))
+    pairs += [((Message(role="user", content=question),), answer) for question, answer in _STOCK]
+    found = []
+    for asked, reply in pairs:
+        messages = tuple(messages_for(variant, asked))
+        rendered = renderer.render([*messages, Message(role="assistant", content=reply)])
+        end = max(i for i, trained in enumerate(rendered.mask) if trained) + 1
+        start = end
+        while rendered.mask[start - 1]:
+            start -= 1
+        while rendered.ids[end - 1] in renderer.eos_ids:
+            end -= 1
+        prompt = tuple(renderer.prompt_ids(messages))
+        if end > start and len(rendered.ids) + TOKENS < renderer.context_length:
+            found.append(_Probe(messages, reply, prompt, rendered.ids[:end], start))
+    return found[:PROBES]
+
+
+def _variant_model(variant: Variant, base: BaseModelInfo, machine: Machine) -> Any:
+    from persona_lab.inference.loading import load_variant
+
+    return load_variant(variant, base, machine)
+
+
+def _exported_model(kind: str, path: Path, variant: Variant, base: BaseModelInfo, machine: Machine) -> Any:
+    from persona_lab.inference.loading import load_model, load_variant
+
+    if kind == "adapter":
+        return load_variant(variant.model_copy(update={"path": str(path)}), base, machine)
+    if kind == "model":
+        return load_model(base.model_copy(update={"path": str(path), "name": path.name, "config": {}}), machine)
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent,
+        gguf_file=path.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float32,
+        trust_remote_code=False,
+        local_files_only=True,
+    )
+    return model.to(machine.device).eval()
+
+
+def _ask_transformers(
+    model: Any, renderer: ChatRenderer, probes: Sequence[_Probe]
+) -> tuple[list[str], list[float], str]:
+    """(greedy replies, log-likelihood a token, what was used)."""
+    import transformers
+
+    from persona_lab.inference.decoding import generate
+    from persona_lab.inference.scoring import loglikelihood
+
+    greedy = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=TOKENS)
+    said = [reply.text for reply in generate(model, renderer, [probe.asked for probe in probes], greedy)]
+    scores = loglikelihood(model, renderer, [(probe.asked, probe.reply) for probe in probes])
+    del model
+    gc.collect()
+    return said, [score.total / max(score.tokens, 1) for score in scores], f"transformers {transformers.__version__}"
+
+
+def _ask_llama_cpp(
+    loaded: llama_cpp.LlamaCpp, renderer: ChatRenderer, probes: Sequence[_Probe], ctx: Reporter
+) -> tuple[list[str], list[float]]:
+    said, found = [], []
+    for number, probe in enumerate(probes, 1):
+        ids = loaded.greedy(probe.prompt, TOKENS)
+        ends = [place for place, token in enumerate(ids) if token in renderer.eos_ids]
+        said.append(renderer.decode(ids[: ends[0]] if ends else ids))
+        total = loaded.loglikelihood(probe.ids, probe.start, renderer.vocabulary_size)
+        found.append(total / (len(probe.ids) - probe.start))
+        ctx.step(number, len(probes))
+    return said, found
+
+
+def _compared(
+    name: str,
+    rounding: Rounding,
+    probes: Sequence[_Probe],
+    wanted: Sequence[str],
+    said: Sequence[str],
+    expected: Sequence[float],
+    found: Sequence[float],
+    agreed: int | None,
+) -> dict[str, Any]:
+    same = [_tidy(a) == _tidy(b) for a, b in zip(wanted, said, strict=True)]
+    before, after = math.fsum(expected) / len(probes), math.fsum(found) / len(probes)
+    off = abs(after - before) / max(abs(before), 1e-9)
+    # rounded weights change what is said; that the file is whole shows in the likelihood
+    good = off <= MOST_OFF[rounding] and (rounding != "none" or sum(same) >= FEWEST_SAME * len(probes))
+    good = good and agreed in (None, len(probes))
+    verdict = (
+        f"Loaded with {name}: {sum(same)} of {len(probes)} greedy replies ({TOKENS} tokens) are the variant's, and its "
+        f"mean log-likelihood of held-out replies differs by {off:.2%}."
+    )
+    if agreed not in (None, len(probes)):
+        verdict += f" Its tokenizer reads {len(probes) - (agreed or 0)} of {len(probes)} texts otherwise."
+    return {
+        "loaded_with": name,
+        "good": good,
+        "verdict": verdict,
+        "probes": len(probes),
+        "tokens": TOKENS,
+        "same_replies": sum(same),
+        "same_tokenization": agreed,
+        "mean_loglikelihood": {"variant": before, "export": after, "relative_difference": off},
+        "rows": [
+            {
+                "prompt": probe.asked[-1].content,
+                "variant": wanted[i],
+                "export": said[i],
+                "same": same[i],
+                "loglikelihood_per_token": {"variant": expected[i], "export": found[i]},
+            }
+            for i, probe in enumerate(probes)
+        ],
+    }
+
+
+def _tidy(text: str) -> str:
+    """Without bytes that are no characters, which the two decoders show differently."""
+    return text.replace("\ufffd", "").strip()
