@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,18 @@ from playwright.sync_api import expect
 
 from .conftest import App
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(autouse=True)
+def _patience() -> Iterator[None]:
+    """The page answers late on a machine that is busy with other tests."""
+    expect.set_options(timeout=30_000)
+    yield
+    expect.set_options(timeout=5_000)
 
 
 def test_editing_a_card(app: App, new_page: Callable[[str], Any], tmp_path: Path) -> None:
-    expect.set_options(timeout=30_000)
     page = new_page(app.start())
     page.locator(".pl-card[data-id=magpie]").click()
     editor = page.locator("#card-editor")
