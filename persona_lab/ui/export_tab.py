@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from pydantic import BaseModel
 
 from persona_lab.errors import BadInput, PersonaLabError
 from persona_lab.export.choices import ExportChoice
 from persona_lab.types import RunView, slug
 from persona_lab.ui.follow import RunPicture
+from persona_lab.ui.forms import Field, component, fields_of, settings_from
 from persona_lab.ui.html import empty, esc, plural, size, table
 from persona_lab.ui.notices import error_box, guarded, problem_box
 from persona_lab.ui.page import QUIET, Page
@@ -46,6 +49,22 @@ def build(page: Page) -> None:
         )
 
 
+@dataclass
+class _Form:
+    """The settings of one format."""
+
+    group: gr.Column
+    fields: list[Field]
+    widgets: list[Any]
+
+
+def _form(config: type[BaseModel]) -> _Form:
+    fields = fields_of(config)
+    with gr.Column(visible=False) as group:
+        widgets = [component(field) for field in fields]
+    return _Form(group, fields, widgets)
+
+
 class _Setup:
     """Which variant, in which format, where to."""
 
@@ -59,13 +78,25 @@ class _Setup:
             self.folder = gr.Textbox(
                 label="Folder", max_lines=1, info="New or empty; nothing is overwritten.", elem_id="export-folder"
             )
+            self.forms = {part.id: _form(part.Config) for part in page.engine.plugins.all("exporter")}
+            with gr.Accordion("Licence and check", open=False):
+                self.license = gr.Textbox(
+                    label="Licence of the base model", max_lines=1, placeholder="apache-2.0",
+                    info="Only where it is not known: state it as the model's makers do.",
+                )  # fmt: skip
+                self.check = gr.Checkbox(
+                    True, label="Check the result", info="Load it again, and compare its replies with the variant's."
+                )
             self.problem = gr.HTML()
             self.start = gr.Button("Export", variant="primary", size="lg", elem_id="export-start")
+        self.widgets = [widget for form in self.forms.values() for widget in form.widgets]
         self.opened = [self.nothing, self.body, self.variant, self.format, self.about, self.folder]
-        self.inputs = [self.variant, self.format, self.folder]
+        self.inputs = [self.variant, self.format, self.folder, self.license, self.check, *self.widgets]
         chosen = [self.format, self.about, self.folder]
         self.variant.input(guarded(3)(self._formats), self.variant, chosen, **QUIET)
         self.format.input(guarded(2)(self._about), [self.variant, self.format], chosen[1:], **QUIET)
+        groups = [form.group for form in self.forms.values()]
+        self.format.change(self._switch, self.format, groups, trigger_mode="always_last", **QUIET)
 
     def open(self, persona: str | None) -> tuple[Any, ...]:
         """Updates for `opened`: the persona's variants, newest first."""
@@ -103,7 +134,20 @@ class _Setup:
             folder = self.page.engine.home.exports / f"{wanted}-{number}"
         return folder
 
-    def begin(self, variant: str | None, format: str | None, folder: str) -> tuple[Any, ...]:
+    def _switch(self, format: str | None) -> Any:
+        """Show the settings of the chosen format, where it has any."""
+        updates = [gr.update(visible=name == format and bool(form.fields)) for name, form in self.forms.items()]
+        return updates if len(updates) != 1 else updates[0]
+
+    def _settings(self, format: str, values: tuple[Any, ...]) -> dict[str, Any]:
+        by_widget = dict(zip((id(widget) for widget in self.widgets), values, strict=True))
+        form = self.forms[format]
+        named = {field.name: by_widget[id(widget)] for field, widget in zip(form.fields, form.widgets, strict=True)}
+        return settings_from(form.fields, named)
+
+    def begin(
+        self, variant: str | None, format: str | None, folder: str, license: str, check: bool, *values: Any
+    ) -> tuple[Any, ...]:
         """Start the run; a problem stays on the page."""
         try:
             if not variant or not format:
@@ -113,7 +157,8 @@ class _Setup:
             out = Path(folder.strip()).expanduser()
             if not out.is_absolute():
                 out = self.page.engine.home.exports / out
-            run = self.page.engine.export(variant, format, out)
+            settings = self._settings(format, values)
+            run = self.page.engine.export(variant, format, out, settings, license or "", check)
         except PersonaLabError as error:
             return gr.skip(), gr.skip(), error_box(error)
         return run, "", ""
@@ -144,6 +189,10 @@ def _result(run: RunView, picture: RunPicture) -> str:
     gone = not Path(run.result["out"]).exists()
     lost = problem_box("It is not there any more", "The folder was moved or deleted.", tone="warn") if gone else ""
     noted = "".join(problem_box("Worth knowing", str(text), tone="warn") for text in run.result.get("warnings", []))
+    checked = run.result.get("check") or {}
+    if checked:
+        tone, title = ("good", "It says what the variant says") if checked.get("good") else ("bad", "It differs")
+        noted += problem_box(title, str(checked.get("verdict", "")), tone=tone)
     more = [[esc(f"… and {len(files) - SHOWN_FILES} more")]] if len(files) > SHOWN_FILES else []
     listed = table(["File"], [*([esc(name)] for name in files[:SHOWN_FILES]), *more], plural(len(files), "file"))
     told = f"{esc(run.result.get('format', ''))} · {esc(size(run.result.get('bytes', 0)))}"
