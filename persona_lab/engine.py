@@ -6,7 +6,6 @@ What it does not do: know formats, train, score or draw.
 
 from __future__ import annotations
 
-import functools
 import sys
 import threading
 import time
@@ -14,22 +13,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_lab import catalog, dataset_versions, evaluating
+from persona_lab import catalog, evaluating
 from persona_lab.advisor import Advisor
-from persona_lab.comparing import compared
 from persona_lab.continuing import parent_of
-from persona_lab.dataset_versions import RowPreview
 from persona_lab.errors import BadInput, PersonaLabError, UnknownName, WorkFailed
 from persona_lab.events import AnyEvent, read_events
 from persona_lab.exporting import dataset_file, export_order
-from persona_lab.headlines import VariantFacts, facts_of
 from persona_lab.home import Home
-from persona_lab.jobs import ACTIVE, Supervisor, ask_to_keep
+from persona_lab.jobs import ACTIVE, Supervisor
 from persona_lab.jobs import view as view_run
 from persona_lab.library import Library
+from persona_lab.parts.keeping import Keeping
+from persona_lab.parts.queueing import Queueing
+from persona_lab.parts.sharing import Sharing
+from persona_lab.parts.talking import Talking
+from persona_lab.parts.versions import Versions
 from persona_lab.planning import plan_strategies
 from persona_lab.plugins import Plugins
-from persona_lab.preferences import Preferences, read_preferences, write_preferences
 from persona_lab.settings import validate_settings
 from persona_lab.training.remedies import refuse_misfit
 from persona_lab.types import (
@@ -54,24 +54,15 @@ from persona_lab.types import (
 )
 
 if TYPE_CHECKING:
-    from persona_lab.chats.feedback import Added, FeedbackSet
-    from persona_lab.chats.ratings import Rating
-    from persona_lab.chats.store import Chats
     from persona_lab.chats.votes import Votes
     from persona_lab.datasets.progress import Watcher
-    from persona_lab.datasets.quality.report import QualityReport
-    from persona_lab.datasets.reading import Look
-    from persona_lab.export.choices import ExportChoice
     from persona_lab.personas.probe_file import ProbeFile
     from persona_lab.personas.propose import ProposedFact
-    from persona_lab.sharing import Imported
-    from persona_lab.storage import Use
-    from persona_lab.studio.studio import Studio
 
 WAIT_SECONDS = 0.2
 
 
-class Engine:
+class Engine(Talking, Queueing, Keeping, Sharing, Versions):
     """One data home, opened. Use it as a context manager.
 
     Args:
@@ -735,290 +726,3 @@ class Engine:
         """Stop the replies being written, all of them or one owner's; what was said stays."""
         if self._chat is not None:
             self._chat.cancel(owner)
-
-    # --- what comes of talking -------------------------------------------------------------------
-
-    @property
-    def chats(self) -> Chats:
-        """Saved conversations."""
-        from persona_lab.chats.store import Chats
-
-        return Chats(self.home)
-
-    @property
-    def votes(self) -> Votes:
-        """Blind votes."""
-        from persona_lab.chats.votes import Votes
-
-        with self._guard:
-            if self._votes is None:
-                self._votes = Votes(self.home, self.library)
-            return self._votes
-
-    def ratings(self, persona_id: str | None = None) -> list[Rating]:
-        """The variants that were voted on, the strongest first, with intervals."""
-        from persona_lab.chats.ratings import ballots, rate
-
-        return rate(ballots(self.votes.all(persona_id)))
-
-    @property
-    def feedback(self) -> FeedbackSet:
-        """Liked and corrected replies."""
-        from persona_lab.chats.feedback import FeedbackSet
-
-        return FeedbackSet(self.home, self.catalog)
-
-    def learn_from_feedback(self, persona_id: str, ids: Sequence[str] | None = None) -> Added:
-        """Reviewed feedback (None: all of it) as a new version of the persona's data, in its train rows only.
-
-        Raises:
-            UnknownName. BadInput: there is nothing to add, or no dataset to add to.
-        """
-        with self._guard:
-            self.persona(persona_id)
-            return self.feedback.add_to_dataset(persona_id, ids)
-
-    def model_variant(self, persona_id: str, base: str) -> Variant:
-        """Any base model under a persona's card, to talk to: its id is `model:` and the base's id.
-
-        Raises:
-            UnknownName, BadInput, BadModel: there is no such model.
-        """
-        made = self.base_variant(persona_id, base)
-        return made.model_copy(update={"id": f"model:{made.base}"})
-
-    # --- the queue, and runs side by side --------------------------------------------------------
-
-    def queue(self) -> list[str]:
-        """Ids of the runs that wait, next first."""
-        return self.supervisor.queued()
-
-    def move_in_queue(self, run_id: str, by: int) -> list[str]:
-        """Put a waiting run `by` places later (below 0: sooner); gives the new order, which outlives the page.
-
-        Raises:
-            BadInput: it does not wait.
-        """
-        return self.supervisor.move(run_id, by)
-
-    def stop_and_keep(self, run_id: str) -> None:
-        """End a training after the step in progress; it finishes as done, with the best weights so far.
-
-        Raises:
-            UnknownName. BadInput: it is not a training in progress.
-        """
-        ask_to_keep(self.run(run_id), self.home.run(run_id))
-
-    def compare_runs(self, a: str, b: str) -> dict[str, Any]:
-        """Two runs side by side: see `comparing.compared`.
-
-        Raises:
-            UnknownName
-        """
-        return compared(self.run(a), self.run(b), self.events(a)[0], self.events(b)[0])
-
-    def variant_facts(self, persona_id: str | None = None, most: int = 12) -> list[VariantFacts]:
-        """The newest variants with the few numbers that are known of each."""
-        reports: dict[str, list[Path]] = {}
-        found = []
-        for variant in self.variants(persona_id)[:most]:
-            if variant.persona not in reports:
-                kept = self.reports(variant.persona)
-                reports[variant.persona] = [self.home.run(report.id) / "metrics.json" for report in kept]
-            try:
-                run = self.run(variant.run) if variant.run else None
-                base = self.base_variant(variant.persona, variant.compared_with)
-            except PersonaLabError:  # its run, its persona or its base was deleted: what is left is still shown
-                run, base = None, None
-            found.append(facts_of(variant, run, reports[variant.persona], base))
-        return found
-
-    def busy(self) -> str | None:
-        """The id of the run in progress, or None."""
-        return self.supervisor.busy()
-
-    def run_count(self) -> int:
-        """How many runs there are, without reading them."""
-        return sum(1 for _ in self.home.root.glob("runs/*/job.json"))
-
-    # --- studio, storage and preferences ---------------------------------------------------------
-
-    @functools.cached_property
-    def studio(self) -> Studio:
-        """The prompt library, styles and batches of replies."""
-        from persona_lab.studio.studio import Studio
-
-        return Studio(self.home, self.chat, lambda folder, name: self.catalog.trash.put_aside(folder, name, []))
-
-    @property
-    def preferences(self) -> Preferences:
-        """The settings of this home.
-
-        Raises:
-            BadInput: their file is damaged.
-        """
-        return read_preferences(self.home.root)
-
-    def default_base(self) -> str:
-        """The base model that a training begins with unless told otherwise."""
-        return self.preferences.default_base
-
-    def set_preferences(self, **values: Any) -> Preferences:
-        """Change some settings; workers that run go on with the old ones.
-
-        Raises:
-            BadSetting: nothing was changed. BadInput, DiskFull
-        """
-        with self._guard:
-            return write_preferences(self.home.root, values)
-
-    def storage(self) -> list[Use]:
-        """What the home keeps on the disk, by kind."""
-        from persona_lab.storage import usage
-
-        return usage(self.home)
-
-    def clean(self, kind: str) -> int:
-        """Delete the cache, the logs or the trash; gives the bytes that were freed.
-
-        Raises:
-            UnknownName. BadInput: it holds work, or a run is in progress.
-        """
-        from persona_lab.storage import clean
-
-        active = next((run.id for run in self.runs() if run.status in ACTIVE), None)
-        if active:
-            raise BadInput(f"Run {active!r} is in progress and may be using it.", "Wait for it, or stop it.")
-        return clean(self.home, kind)
-
-    def deleted_last(self) -> str:
-        """The id of what `undo_delete` would bring back; empty if there is nothing."""
-        return self.catalog.trash.last()
-
-    def export_choices(self, variant_id: str) -> list[ExportChoice]:
-        """The formats a variant can be taken away in, those that are possible first.
-
-        Raises:
-            UnknownName, PluginFailed
-        """
-        from persona_lab.export.choices import export_choices
-
-        variant = self.variant(variant_id)
-        return export_choices(self.plugins, variant, self.base_model(variant.base))
-
-    # --- cards, lorebooks and bundles ------------------------------------------------------------
-
-    def import_character(self, path: str | Path, persona_id: str | None = None) -> Imported:
-        """As `import_persona`, with what the file was and what to know of it.
-
-        Raises:
-            BadInput
-        """
-        from persona_lab import sharing
-
-        with self._guard:
-            return sharing.import_file(self.catalog, Path(path), persona_id)
-
-    def import_lorebook(self, path: str | Path, persona_id: str) -> Imported:
-        """A world-info file, or another card's lorebook, into a persona's own.
-
-        Raises:
-            UnknownName. BadInput: there is no lorebook in it.
-        """
-        from persona_lab import sharing
-
-        with self._guard:
-            return sharing.import_lorebook(self.catalog, Path(path), self.persona(persona_id))
-
-    def undo_card(self, persona_id: str, again: bool = False) -> Persona:
-        """Take the last edit of a card back; `again` brings back what was taken back.
-
-        Raises:
-            UnknownName. BadInput: there is nothing to take back.
-        """
-        from persona_lab.personas.versions import redo_edit, undo_edit
-
-        with self._guard:
-            self.persona(persona_id)
-            (redo_edit if again else undo_edit)(self.home.persona(persona_id))
-            return self.catalog.refreshed(persona_id)
-
-    def _shared_data(self, persona_id: str) -> tuple[Dataset, DatasetSummary] | None:
-        summaries = self.datasets(persona_id)
-        return (self.dataset(summaries[0].id), summaries[0]) if summaries else None
-
-    def _with_lore(self, request: ChatRequest) -> ChatRequest:
-        """The request with what its messages wake in the persona's lorebook."""
-        from persona_lab.lore import in_conversation
-
-        try:
-            persona = self.catalog.persona(request.variant.persona)
-        except UnknownName:  # deleted since: the variant has the card it was made with
-            return request
-        return in_conversation(request, persona, self.home)
-
-    def token_counter(self, base: str = "starter") -> Callable[[str], int]:
-        """Counts a text's tokens as a base reads them; roughly, where that base is not on this machine."""
-        from persona_lab.lore import token_counter
-
-        return token_counter(self.home, base)
-
-    # --- versions of datasets --------------------------------------------------------------------
-
-    def look_at(self, path: str | Path, persona_id: str | None = None, format: str = "auto") -> Look:
-        """What a file seems to be, why, and which speakers or columns can be chosen in it.
-
-        Raises:
-            BadInput, UnknownName
-        """
-        from persona_lab.datasets.reading import look_at
-
-        persona = self.persona(persona_id) if persona_id else None
-        return look_at(Path(path), self.plugins.all("reader"), persona, format)
-
-    def check_dataset(self, dataset_id: str, watcher: Watcher | None = None) -> QualityReport:
-        """What may be wrong with a dataset, with examples; see `fix_dataset`.
-
-        Raises:
-            UnknownName. Cancelled: by `watcher`.
-        """
-        persona = self.persona(self.dataset(dataset_id).persona)
-        return dataset_versions.check(self.catalog, dataset_id, persona, watcher)
-
-    def fix_dataset(self, dataset_id: str, kinds: Sequence[str], watcher: Watcher | None = None) -> DatasetSummary:
-        """A new version without some kinds of trouble, in use from then on; `use_dataset` takes it back.
-
-        Raises:
-            UnknownName, BadInput. Cancelled: by `watcher`; nothing was changed.
-        """
-        persona = self.persona(self.dataset(dataset_id).persona)
-        return dataset_versions.fix(self.catalog, dataset_id, persona, kinds, watcher)
-
-    def use_dataset(self, name: str, version: int | None = None) -> DatasetSummary:
-        """Make a version the one that trainings take: by its id, or by a persona's id and a number.
-
-        Raises:
-            UnknownName, BadInput
-        """
-        return dataset_versions.use(self.catalog, dataset_versions.version_id(self.catalog, name, version))
-
-    def dataset_from_card(self, persona_id: str) -> DatasetSummary:
-        """The card's example dialogues and lorebook, as rows and probes of a new version.
-
-        Raises:
-            UnknownName. BadInput: the card has neither.
-        """
-        return dataset_versions.from_card(self.catalog, self.persona(persona_id))
-
-    def preview_row(self, dataset_id: str, row: int, base: str = "starter", max_tokens: int = 1024) -> RowPreview:
-        """As `preview`, with the row cut as a training with `max_tokens` cuts it, and the numbers of tokens.
-
-        Raises:
-            UnknownName. BadInput: no such row, or the base model is not there yet.
-        """
-        dataset, info = self.dataset(dataset_id), self.base_model(base)
-        if not info.ready:
-            fix = f"Fetch it first: persona-lab models fetch {base}."
-            raise BadInput(f"The base model {base!r} is not on this machine yet, so its tokens cannot be shown.", fix)
-        persona = self.persona(dataset.persona)
-        return dataset_versions.preview_row(dataset, row, persona, Path(info.path), max_tokens)

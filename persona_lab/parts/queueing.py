@@ -1,0 +1,68 @@
+"""The queue of runs, and runs side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from persona_lab.comparing import compared
+from persona_lab.errors import PersonaLabError
+from persona_lab.headlines import VariantFacts, facts_of
+from persona_lab.jobs import ask_to_keep
+from persona_lab.parts.base import Part
+
+
+class Queueing(Part):
+    """The queue of runs, and runs side by side."""
+
+    def queue(self) -> list[str]:
+        """Ids of the runs that wait, next first."""
+        return self.supervisor.queued()
+
+    def move_in_queue(self, run_id: str, by: int) -> list[str]:
+        """Put a waiting run `by` places later (below 0: sooner); gives the new order, which outlives the page.
+
+        Raises:
+            BadInput: it does not wait.
+        """
+        return self.supervisor.move(run_id, by)
+
+    def stop_and_keep(self, run_id: str) -> None:
+        """End a training after the step in progress; it finishes as done, with the best weights so far.
+
+        Raises:
+            UnknownName. BadInput: it is not a training in progress.
+        """
+        ask_to_keep(self.run(run_id), self.home.run(run_id))
+
+    def compare_runs(self, a: str, b: str) -> dict[str, Any]:
+        """Two runs side by side: see `comparing.compared`.
+
+        Raises:
+            UnknownName
+        """
+        return compared(self.run(a), self.run(b), self.events(a)[0], self.events(b)[0])
+
+    def variant_facts(self, persona_id: str | None = None, most: int = 12) -> list[VariantFacts]:
+        """The newest variants with the few numbers that are known of each."""
+        reports: dict[str, list[Path]] = {}
+        found = []
+        for variant in self.variants(persona_id)[:most]:
+            if variant.persona not in reports:
+                kept = self.reports(variant.persona)
+                reports[variant.persona] = [self.home.run(report.id) / "metrics.json" for report in kept]
+            try:
+                run = self.run(variant.run) if variant.run else None
+                base = self.base_variant(variant.persona, variant.compared_with)
+            except PersonaLabError:  # its run, its persona or its base was deleted: what is left is still shown
+                run, base = None, None
+            found.append(facts_of(variant, run, reports[variant.persona], base))
+        return found
+
+    def busy(self) -> str | None:
+        """The id of the run in progress, or None."""
+        return self.supervisor.busy()
+
+    def run_count(self) -> int:
+        """How many runs there are, without reading them."""
+        return sum(1 for _ in self.home.root.glob("runs/*/job.json"))
