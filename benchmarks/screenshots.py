@@ -92,10 +92,14 @@ def choose(page: Page, persona: str) -> None:
     """Choose a character in the list at the top of every page, by the name it shows."""
     box = page.locator("#persona input")
     box.wait_for(timeout=30_000)
-    box.click()
-    wanted = persona.replace("_", " ")
-    page.get_by_role("option", name=re.compile(re.escape(wanted), re.IGNORECASE)).first.click()
-    page.wait_for_timeout(SETTLE_MILLISECONDS)
+    wanted = re.compile(re.escape(persona.replace("_", " ")), re.IGNORECASE)
+    for _ in range(5):  # what the page remembers may arrive after the choice and take it back
+        page.wait_for_timeout(SETTLE_MILLISECONDS)
+        if wanted.search(box.input_value()):
+            return
+        box.click()
+        page.get_by_role("option", name=wanted).first.click()
+    raise SystemExit(f"The character {persona!r} could not be chosen.")
 
 
 def tab_names(page: Page) -> list[str]:

@@ -45,8 +45,8 @@ class Review:
                 self.detail = gr.HTML(elem_id="studio-row")
                 with gr.Column(visible=False) as self.judge:
                     with gr.Row():
-                        good = gr.Button("👍 Good", size="sm", min_width=80, elem_id="studio-good")
-                        bad = gr.Button("👎 Bad", size="sm", min_width=80, elem_id="studio-bad")
+                        good = gr.Button("✓ Good", size="sm", min_width=80, elem_id="studio-good")
+                        bad = gr.Button("✗ Bad", size="sm", min_width=80, elem_id="studio-bad")
                         after = gr.Button("Next →", size="sm", min_width=80)
                     self.stars = gr.Radio(
                         [("★" * n, n) for n in range(1, 6)] + [("none", 0)], label="Stars", elem_id="studio-stars"
