@@ -43,6 +43,7 @@ def test_a_chat_log_is_imported_checked_mended_and_taken_back(
     log.write_text(LOG)
     page = new_page(app.start())
     page.set_default_timeout(PATIENCE)
+    expect(page.locator("#home-path [aria-current=step]")).to_contain_text("Choose a character")
     choose_persona(page, "magpie")
     tab(page, "Data")
     page.get_by_role("button", name="Add conversations from a file").click()
