@@ -73,8 +73,11 @@ def round_trip(
     exact = machine.model_copy(
         update={"bf16": False}
     )  # rounding of the machine's own must not hide or make differences
+    merged = kind != "adapter" and variant.quantization is not None
+    # merged on the unquantised base, it is that which the file must be like
+    reference = variant.model_copy(update={"quantization": None}) if merged else variant
     ctx.phase("Asking the variant", None)
-    wanted, expected, _ = _ask_transformers(_variant_model(variant, base, exact), renderer, probes)
+    wanted, expected, _ = _ask_transformers(_variant_model(reference, base, exact), renderer, probes)
     ctx.phase("Asking what was exported", None)
     agreed: int | None = None
     if kind == "gguf" and llama_cpp.available():
@@ -86,7 +89,10 @@ def round_trip(
         said, found, name = _ask_transformers(_exported_model(kind, path, variant, base, exact), renderer, probes)
         if kind == "gguf":
             name += ", its GGUF reader, since llama.cpp is not installed (pip install 'persona-lab[gguf]')"
-    return _compared(name, _rounding(path), probes, wanted, said, expected, found, agreed)
+    result = _compared(name, _rounding(path), probes, wanted, said, expected, found, agreed)
+    if merged:
+        result["verdict"] += " The variant was asked on the unquantised base, into which it is merged."
+    return result
 
 
 def _artifact(folder: Path) -> tuple[str, Path]:

@@ -12,7 +12,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -88,10 +88,10 @@ class PlainSteps:
     def end(self, place: int, tokens: Sequence[int]) -> None:
         """A row is done, with these tokens."""
 
-    def _forward(self, ids: torch.Tensor) -> torch.Tensor:
+    def _forward(self, ids: torch.Tensor | None, embeddings: torch.Tensor | None = None) -> torch.Tensor:
         names = [prompt.adapter for prompt in self.prompts]
         out = self.model(
-            input_ids=ids,
+            **({"input_ids": ids} if embeddings is None else {"inputs_embeds": embeddings}),
             # without padding no mask is needed, and the faster attention without one is used
             attention_mask=None if bool(self.mask.all()) else self.mask,
             position_ids=self.positions,
@@ -103,6 +103,32 @@ class PlainSteps:
         self.cache = out.cache
         last: torch.Tensor = out.logits[:, -1].float().cpu()
         return last
+
+
+class PromptedSteps(PlainSteps):
+    """For an adapter of made-up words (prompt tuning, p-tuning): they are read once, right before each row's own.
+
+    Through peft's own forward they would stand before every new token again.
+    """
+
+    def start(self) -> torch.Tensor:
+        """Logits of each row's first token [rows, vocabulary], fp32, on the CPU."""
+        inner = self.model.get_base_model()
+        words = inner.get_input_embeddings()
+        made_up = self.model.get_prompt(batch_size=1)[0].to(words.weight.dtype)  # [made-up words, hidden]
+        rows = [torch.cat([made_up, words(torch.tensor(prompt.ids, device=inner.device))]) for prompt in self.prompts]
+        embeddings = made_up.new_zeros((len(rows), max(map(len, rows)), made_up.shape[1]))
+        mask = torch.zeros(embeddings.shape[:2], dtype=torch.long, device=inner.device)
+        for place, row in enumerate(rows):
+            embeddings[place, -len(row) :], mask[place, -len(row) :] = row, 1
+        self.mask, self.positions = mask, (mask.cumsum(1) - 1).clamp(min=0)
+        self.model, self.prompts = inner, [replace(prompt, adapter=None) for prompt in self.prompts]
+        return self._forward(None, embeddings)
+
+
+def _made_up_words(model: Any) -> bool:
+    config = getattr(model, "active_peft_config", None)
+    return getattr(config, "peft_type", "") in ("PROMPT_TUNING", "P_TUNING")
 
 
 class FastSteps:
@@ -306,7 +332,7 @@ def open_steps(
     if packed is not None and packed.weights != "native":
         raise BadInput(f"{packed.weights} weights cannot be used with this model: {reason}.", "Switch them off.")
     log.warning("Replies are written by the plain loop: %s.", reason)
-    yield PlainSteps(model, prompts, pad)
+    yield (PromptedSteps if _made_up_words(model) else PlainSteps)(model, prompts, pad)
 
 
 def _adapters(inner: Any, prompts: Sequence[Prompt]) -> RowAdapters:

@@ -64,6 +64,35 @@ def test_a_prompt_as_adapter_is_scored_as_the_model_itself_does(tiny_model: Path
         assert score.total == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_prompt_as_adapter_speaks_as_peft_generates(tiny_model: Path) -> None:
+    import torch
+    from peft import PromptTuningConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from persona_lab.datasets.rendering import ChatRenderer
+    from persona_lab.inference.decoding import generate
+    from persona_lab.types import Sampling
+
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config).eval()
+    torch.nn.init.normal_(model.prompt_encoder["default"].embedding.weight, std=2)
+    renderer = ChatRenderer(tiny_model)
+    asked = [[Message(role="user", content=text)] for text in ("Who?", "What is in the top drawer of the harbour?")]
+    greedy = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=12)
+    together = [reply.text for reply in generate(model, renderer, asked, greedy)]
+    for messages, text in zip(asked, together, strict=True):
+        assert text == generate(model, renderer, [messages], greedy)[0].text, "rows of a batch disturb each other"
+        ids = list(renderer.prompt_ids(messages))
+        for _ in range(12):  # without a cache: the whole conversation through peft's own forward, each time
+            row = torch.tensor([ids])
+            with torch.no_grad():
+                ids.append(int(model(input_ids=row, attention_mask=torch.ones_like(row)).logits[0, -1].argmax()))
+        said = ids[len(renderer.prompt_ids(messages)) :]
+        ends = [place for place, token in enumerate(said) if token in renderer.eos_ids]
+        expected = renderer.decode(said[: ends[0]] if ends else said)
+        assert text.replace("\ufffd", "") == expected.replace("\ufffd", "")
+
+
 def test_dpo_reads_votes_and_says_what_is_missing(shop_with: Callable[[str], Workshop], tmp_path: Path) -> None:
     shop = shop_with("dpo")
     check_settings(shop, "dpo")
