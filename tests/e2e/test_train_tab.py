@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 Opener = Callable[[str], Any]
 TABS = ("Home", "Personas", "Data", "Train", "Evaluate", "Chat", "Plugins")
 LONG = 120_000
-expect.set_options(timeout=30_000)  # two cores train while the page is looked at
+expect.set_options(timeout=90_000)  # two cores train while the page is looked at
 UNNAMED = """() => [...document.querySelectorAll('input, textarea, select, button, [role=tab], svg[role=img]')]
   .filter((e) => e.offsetParent !== null && e.type !== 'file' && e.type !== 'hidden')
   .filter((e) => !(e.labels?.length || e.getAttribute('aria-label') || e.getAttribute('aria-labelledby')
@@ -66,6 +66,7 @@ def test_from_start_to_a_trained_example_and_everything_around_it(
 ) -> None:
     base = roomy(tiny_model, tmp_path / "tiny")
     page = new_page(app.start())
+    page.set_default_timeout(LONG)
     expect(page.locator("#home-path [aria-current=step]")).to_contain_text("Choose a character")
     page.get_by_role("button", name="Train Magpie").click()  # the first click
     plan = page.locator("#plan .pl-plan[data-strategy=lora]")
