@@ -1,4 +1,4 @@
-"""`persona-lab studio` with a real chat worker on a tiny model: run, list, go on, export."""
+"""`persona-lab studio` with a real chat worker on the starter model: run, list, go on, export."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from persona_lab.home import Home
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_a_batch_from_the_command_line(cli: Cli, home: Home, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_batch_from_the_command_line(cli: Cli, home: Home, starter_home: Home, tmp_path: Path) -> None:
     (home.root / "models").mkdir()
-    (home.root / "models" / "starter").symlink_to(tiny_model, target_is_directory=True)
-    for name in ("Tam", "Nan"):  # the tiny model has no room for a real card
+    (home.root / "models" / "starter").symlink_to(starter_home.model("starter").resolve(), target_is_directory=True)
+    for name in ("Tam", "Nan"):  # short cards: soon read
         card = tmp_path / f"{name}.json"
         card.write_text(json.dumps({"name": name, "description": "A mender of clocks."}))
         assert cli("personas", "import", str(card)).returncode == 0
