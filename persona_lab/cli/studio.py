@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from persona_lab.cli.common import HomeOption, JsonOption, OutOption, opened, show
-from persona_lab.errors import BadInput, Cancelled
+from persona_lab.errors import BadInput, Cancelled, WorkFailed
 
 if TYPE_CHECKING:
     from persona_lab.engine import Engine
@@ -88,6 +88,10 @@ def studio_run(
         rows = studio.rows(batch.id)
     document = {"batch": view.model_dump(mode="json"), "rows": [row.model_dump(mode="json") for row in rows]}
     show(document, as_json, lambda: _tell(view.id, rows))
+    if view.failed:
+        reason = next(row.error for row in rows if row.error)
+        fix = f"Mend that, then: persona-lab studio run --go-on {batch.id}."
+        raise WorkFailed(f"{view.failed} of {view.total} replies could not be written: {reason}", fix)
 
 
 @studio_app.command("export")

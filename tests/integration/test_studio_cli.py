@@ -1,4 +1,4 @@
-"""`persona-lab studio` with a real chat worker on a tiny model: run, list, go on, export."""
+"""`persona-lab studio` with a real chat worker on the starter model: run, list, go on, export."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from persona_lab.home import Home
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_a_batch_from_the_command_line(cli: Cli, home: Home, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_batch_from_the_command_line(cli: Cli, home: Home, starter_home: Home, tmp_path: Path) -> None:
     (home.root / "models").mkdir()
-    (home.root / "models" / "starter").symlink_to(tiny_model, target_is_directory=True)
+    (home.root / "models" / "starter").symlink_to(starter_home.model("starter").resolve(), target_is_directory=True)
+    for name in ("Tam", "Nan"):  # short cards: soon read
+        card = tmp_path / f"{name}.json"
+        card.write_text(json.dumps({"name": name, "description": "A mender of clocks."}))
+        assert cli("personas", "import", str(card)).returncode == 0
     lines = tmp_path / "lines.txt"
     lines.write_text("Are you lost?\n\n=1+1\n")
-    run = ("studio", "run", "base-magpie", "base-nan_tolliver", "--seeds", "2", "--style", "short_and_quick", "--json")
+    run = ("studio", "run", "base-tam", "base-nan", "--seeds", "2", "--style", "short_and_quick", "--json")
     made = cli(*run, "--prompts", str(lines), "--use", "Farewell", "--name", "First")
     assert made.returncode == 0, made.stderr
     document = json.loads(made.stdout)
@@ -44,6 +48,6 @@ def test_a_batch_from_the_command_line(cli: Cli, home: Home, tiny_model: Path, t
         assert "'=1+1" in {row["text"] for row in csv.DictReader(file)}
     refused = cli("studio", "export", "first", "--out", str(out))
     assert (refused.returncode, "left alone" in refused.stderr) == (2, True)
-    wrong = cli("studio", "run", "base-magpie", "--tag", "no-such-tag")
+    wrong = cli("studio", "run", "base-tam", "--tag", "no-such-tag")
     assert (wrong.returncode, "no-such-tag" in wrong.stderr) == (2, True)
     assert [batch["id"] for batch in json.loads(cli("studio", "list", "--json").stdout)] == ["first"]
