@@ -1,12 +1,15 @@
 """Where should a hybrid train in full? Criteria compared on real characters, over seeds, at their own learning rates.
 
     python benchmarks/locating.py --home DIR --persona lord_goring --persona socrates --seeds 3 --out docs
+                                  [--conversations 64] [--rates 1e-4,3e-4] [--criteria ...]
 
 Each persona and seed: LoRA for one epoch; the layers ranked by each criterion; then, from the same merged weights,
 full training of a quarter of the layers (or of as many last layers as the criterion says) at each rate. Beside them
 LoRA and full fine-tuning at their defaults. Measured on held-out lines: specificity and bits per byte against the
-untouched base, what was forgotten on plain text, and the seconds of every part. Results are written after each persona
-and seed, and what is there already is not done again.
+untouched base, what was forgotten on plain text, and the processor's seconds of every part, by which other programs on
+the machine count less than by the clock's. The first seed of a persona tries every rate; the others take, for each
+criterion, the one with the lower validation loss there. Results are written after each persona and seed, and what is
+there already is not done again.
 """
 
 from __future__ import annotations
@@ -14,9 +17,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +66,21 @@ class Quiet:
     def log(self, message: str, level: str = "info") -> None: ...
 
 
-def context(home: Home, persona_id: str, seed: int) -> Context:
+def spent() -> float:
+    """Seconds of processor time so far, of all threads, divided by the cores: the clock's on a machine of one's own."""
+    return time.process_time() / torch.get_num_threads()
+
+
+def context(home: Home, persona_id: str, seed: int, conversations: int) -> Context:
+    """What a strategy gets, without a worker; `conversations` of the training split, all for 0."""
     with Engine.open(home.root, readonly=True) as engine:
         persona = engine.persona(persona_id)
         dataset = engine.dataset(engine.datasets(persona_id)[0].id)
+    train = {c.id for c in dataset.of("train")[: conversations or None]}
+    kept = tuple(c for c in dataset.conversations if c.split != "train" or c.id in train)
+    dataset = dataset.model_copy(update={"conversations": kept})
     base = registry.ensure("starter", home, Quiet())
+    shutil.rmtree(home.root / "locating" / f"{persona_id}-{seed}", ignore_errors=True)
     return Context(
         reporter=Quiet(),
         plugins=Plugins.load(),
@@ -111,14 +125,14 @@ class Judge:
 
 
 def fit(ctx: Context, model: Any, stage: str, **settings: Any) -> dict[str, float]:
-    started = time.perf_counter()
+    started = spent()
     result = ctx.fit(model, FitSettings(samples=0, **settings), stage)
-    return {"seconds": time.perf_counter() - started, "validation": result.validation_after}
+    return {"seconds": spent() - started, "validation": result.validation_after}
 
 
-def one(home: Home, persona: str, seed: int, rates: Sequence[float], criteria: Sequence[str]) -> list[dict[str, Any]]:
-    """All rows of one persona and seed."""
-    ctx = context(home, persona, seed)
+def one(ctx: Context, rates: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+    """All rows of one persona and seed. `rates`: to be tried, of each criterion."""
+    persona, seed = ctx.persona.id, ctx.seed
     judge = Judge(ctx)
     rows: list[dict[str, Any]] = []
 
@@ -138,14 +152,14 @@ def one(home: Home, persona: str, seed: int, rates: Sequence[float], criteria: S
     model = attach_lora(ctx.load_base(), rank=16, alpha=32)
     first = fit(ctx, model, "lora1", learning_rate=5e-4, epochs=1)
     row("lora, 1 epoch", model, first)
-    started = time.perf_counter()
+    started = spent()
     rises = ablation(model, lambda m: ctx.validation_loss(m, limit=RANKED_ON), lambda done, total: None)
-    ablated = time.perf_counter() - started
+    ablated = spent() - started
     merged = merged_model(model)
     kept = {name: p.detach().clone() for name, p in merged.named_parameters()}
-    started = time.perf_counter()
+    started = spent()
     fisher = ctx.layer_sensitivity(merged, 2 * RANKED_ON)
-    sensed = time.perf_counter() - started
+    sensed = spent() - started
     layers = len(rises)
     count = max(1, round(QUARTER * layers))
     suffix = benefit_per_cost(rises)
@@ -155,9 +169,9 @@ def one(home: Home, persona: str, seed: int, rates: Sequence[float], criteria: S
         "benefit a second": (list(range(layers - suffix, layers)), ablated),
         "last quarter": (list(range(layers - count, layers)), 0.0),
     }
-    for name in criteria:
+    for name, tried in rates.items():
         chosen, located = places[name]
-        for rate in rates:
+        for rate in tried:
             with torch.no_grad():
                 for parameter_name, p in merged.named_parameters():
                     p.copy_(kept[parameter_name])
@@ -165,7 +179,7 @@ def one(home: Home, persona: str, seed: int, rates: Sequence[float], criteria: S
             timing = fit(ctx, merged, f"{name}-{rate}".replace(" ", "_"), learning_rate=rate, epochs=2)
             timing["seconds"] += first["seconds"] + located
             merged.requires_grad_(False)
-            row(f"{name}, {rate:g}", merged, timing, chosen=chosen, located=located)
+            row(f"{name}, {rate:g}", merged, timing, chosen=chosen, located=located, criterion=name, rate=rate)
     rows[2] |= {"ablation": rises, "sensitivity": fisher}
     return rows
 
@@ -174,10 +188,22 @@ def _top(values: list[tuple[int, float]], count: int) -> list[int]:
     return sorted(layer for layer, _ in sorted(values, key=lambda pair: -pair[1])[:count])
 
 
+def rates_to_try(
+    rows: Sequence[dict[str, Any]], persona: str, rates: Sequence[float], criteria: Sequence[str]
+) -> dict[str, Sequence[float]]:
+    """Of each criterion: all, or the one that did best on this persona's validation lines before."""
+    found: dict[str, Sequence[float]] = {}
+    for criterion in criteria:
+        mine = [row for row in rows if row["persona"] == persona and row.get("criterion") == criterion]
+        best = min(mine, key=lambda row: row["validation"], default=None)
+        found[criterion] = rates if best is None else [best["rate"]]
+    return found
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: mean over seeds (and its standard deviation) of each persona and method."""
     lines = [
-        "| persona | method | n seeds | specificity | bits/byte | forgetting | validation loss | seconds |",
+        "| persona | method | n seeds | specificity | bits/byte | forgetting | validation loss | processor seconds |",
         "|---" * 8 + "|",
     ]
     for persona in dict.fromkeys(row["persona"] for row in rows):
@@ -199,6 +225,7 @@ def main() -> None:
     parser.add_argument("--home", required=True, help="a data home that holds the personas and the starter model")
     parser.add_argument("--persona", action="append", required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--conversations", type=int, default=0, help="of the training split; 0: all")
     parser.add_argument("--rates", default=",".join(f"{rate:g}" for rate in RATES))
     parser.add_argument("--criteria", default="ablation,sensitivity,benefit a second,last quarter")
     parser.add_argument("--out", type=Path, required=True)
@@ -211,9 +238,11 @@ def main() -> None:
         for persona in arguments.persona:
             if any((row["persona"], row["seed"]) == (persona, seed) for row in rows):
                 continue
-            rows += one(home, persona, seed, rates, arguments.criteria.split(","))
+            tried = rates_to_try(rows, persona, rates, arguments.criteria.split(","))
+            rows += one(context(home, persona, seed, arguments.conversations), tried)
             arguments.out.mkdir(parents=True, exist_ok=True)
-            write_atomic(file, json.dumps({"machine": worker_machine(home.root).device_name, "rows": rows}, indent=1))
+            about = {"machine": worker_machine(home.root).device_name, "conversations": arguments.conversations}
+            write_atomic(file, json.dumps(about | {"rows": rows}, indent=1) + "\n")
             print(table(rows))
 
 

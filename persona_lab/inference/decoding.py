@@ -7,6 +7,7 @@ cheap. Does not load models and does not know variants.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -122,10 +123,26 @@ def generate(
     return [Generated(r.stream.text, len(r.tokens), r.seconds, r.first, r.finished) for r in rows]
 
 
+_packed: weakref.WeakKeyDictionary[Any, tuple[tuple[Any, ...], PackedWeights]] = weakref.WeakKeyDictionary()
+
+
 def _packed_for(model: Any, rows: Sequence[_Row]) -> PackedWeights | None:
-    """Weights packed for this call only, where enough is written to make up for the packing."""
+    """Packed weights, where enough is written to make up for the packing. They are kept for as long as the model lives
+    and its linear weights are the same, unless these are being trained."""
+    linear = [module.weight for module in model.modules() if type(module) is torch.nn.Linear]
+    trained = any(weight.requires_grad or weight.is_inference() for weight in linear)
+    state = () if trained else tuple((weight.data_ptr(), weight._version) for weight in linear)
+    known = _packed.get(model)
+    if known is not None and known[0] == state != ():
+        return known[1]
+    _packed.pop(model, None)
     steps = max((row.prompt.room for row in rows), default=0) * (1 + (len(rows) - 1) // BATCH_ROWS)
-    return PackedWeights() if steps >= PACKING_STEPS and worth_packing(model) else None
+    if steps < PACKING_STEPS or not worth_packing(model):
+        return None
+    made = PackedWeights()
+    if state:
+        _packed[model] = (state, made)
+    return made
 
 
 def _row(

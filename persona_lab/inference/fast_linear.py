@@ -28,6 +28,8 @@ SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Children of one module that are called one after another with the same input; others are simply not joined."""
 INT8_ROWS = 8
 """The int8 product is slower than the bf16 one for more rows; then the weights are multiplied as bf16."""
+PACKED_ROWS = 64
+"""Of more rows (a prompt) adapters are multiplied as they are."""
 PACK_BYTES = 1 << 30
 """Packed weights are a second copy; a larger model's are left as they are."""
 
@@ -95,16 +97,23 @@ def worth_packing(model: torch.nn.Module) -> bool:
     return 0 < size <= PACK_BYTES
 
 
-def _blocks(module: torch.nn.Linear) -> Multiply | None:
-    """bf16 weights in oneDNN's own order."""
-    if module.weight.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+def _reordered(weight: torch.Tensor) -> Any:
+    """A bf16 matrix [out, in] in oneDNN's own order; None where there is no such thing."""
+    usable = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    if not usable:
         return None
     try:
-        packed = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), 4)
-        multiply = torch.ops.mkldnn._linear_pointwise
+        return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), 4)
     except (RuntimeError, AttributeError):  # a torch or a CPU without it
         return None
-    bias = module.bias
+
+
+def _blocks(module: torch.nn.Linear) -> Multiply | None:
+    """Multiplication by bf16 weights in oneDNN's own order."""
+    packed = _reordered(module.weight)
+    if packed is None:
+        return None
+    multiply, bias = torch.ops.mkldnn._linear_pointwise, module.bias
     return lambda x: multiply(x, packed, bias, "none", [], "")
 
 
@@ -183,8 +192,13 @@ def _lora_layers(model: torch.nn.Module) -> Iterator[Any]:
 
 
 @contextmanager
-def fast_linears(model: torch.nn.Module, packed: PackedWeights | None, rows: RowAdapters) -> Iterator[None]:
+def fast_linears(
+    model: torch.nn.Module, packed: PackedWeights | None, rows: RowAdapters
+) -> Iterator[dict[torch.nn.Module, Multiply]]:
     """Inside the block the model's linear layers multiply by packed weights, and add each row's own adapters.
+
+    Gives, for the first of several layers that read the same state, the product of all of them, their outputs behind
+    each other.
 
     Args:
         model: a transformers model, with peft's layers in it where there are adapters.
@@ -192,18 +206,22 @@ def fast_linears(model: torch.nn.Module, packed: PackedWeights | None, rows: Row
     Raises:
         NotMixable: before anything is changed.
     """
-    replaced = _replacements(model, packed, rows)
+    joint: dict[torch.nn.Module, Multiply] = {}
+    replaced = _replacements(model, packed, rows, joint)
     for module, forward in replaced:
         module.forward = forward
     try:
-        yield
+        yield joint
     finally:
         for module, _ in replaced:
             del module.forward
 
 
 def _replacements(
-    model: torch.nn.Module, packed: PackedWeights | None, rows: RowAdapters
+    model: torch.nn.Module,
+    packed: PackedWeights | None,
+    rows: RowAdapters,
+    joint: dict[torch.nn.Module, Multiply],
 ) -> list[tuple[torch.nn.Module, Multiply]]:
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
@@ -216,9 +234,11 @@ def _replacements(
     for module in model.modules():
         if packed is not None:
             for group in _siblings(module):
-                joint = _as_one(group, packed, rows, compute)
-                found += joint
-                inside.update(part for member, _ in joint for part in member.modules())
+                together, members = _as_one(group, packed, rows, compute)
+                if together is not None:
+                    joint[group[0]] = together
+                found += members
+                inside.update(part for member, _ in members for part in member.modules())
         if module in inside or "forward" in vars(module):
             continue
         if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
@@ -241,8 +261,9 @@ def _siblings(parent: torch.nn.Module) -> Iterator[list[Any]]:
 
 def _as_one(
     group: list[Any], packed: PackedWeights, rows: RowAdapters, compute: torch.dtype
-) -> list[tuple[torch.nn.Module, Multiply]]:
-    """Stand-ins for layers that read the same state: the first one called works for all. Empty: they cannot be joined.
+) -> tuple[Multiply | None, list[tuple[torch.nn.Module, Multiply]]]:
+    """The product of layers that read the same state, and stand-ins: the first one called works for all. None and
+    empty: they cannot be joined.
 
     Raises:
         NotMixable
@@ -251,31 +272,24 @@ def _as_one(
     bases = [member if lora is None else lora.base_layer for member, lora in zip(group, loras, strict=True)]
     plain = packed.multiply_joint(bases)
     if plain is None or len({base.weight.shape[1] for base in bases}) != 1:
-        return []
+        return None, []
     parts = [
         ((), None, None) if lora is None else _joined(lora, rows.used, base, compute)
         for lora, base in zip(loras, bases, strict=True)
     ]
     if any(not blocks and lora is not None and lora.merged for (blocks, _, _), lora in zip(parts, loras, strict=True)):
-        return []
+        return None, []
     sizes = [int(base.weight.shape[0]) for base in bases]
     blocks = tuple(block for part in parts for block in part[0])
     down = torch.cat([part[1] for part in parts if part[0]], dim=1).contiguous() if blocks else None
     up = _diagonal(parts, sizes, bases[0].weight.dtype) if blocks else None
-    layout = rows.layout(blocks, down) if down is not None else None
+    together = plain if down is None or up is None else _with_update(plain, blocks, down, up, rows)
     shared: dict[str, Any] = {"x": None, "left": 0}
-
-    def together(x: torch.Tensor) -> Any:
-        out = plain(x)
-        if down is not None:
-            narrow = torch.mm(x.reshape(-1, x.shape[-1]), down)
-            out.view(-1, out.shape[-1]).addmm_(_masked(narrow, layout), up)
-        return out.split(sizes, dim=-1)
 
     def stand_in(number: int) -> Multiply:
         def forward(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
             if shared["x"] is not x:
-                shared.update(x=x, out=together(x), left=len(sizes))
+                shared.update(x=x, out=together(x).split(sizes, dim=-1), left=len(sizes))
             result: torch.Tensor = shared["out"][number]
             shared["left"] -= 1
             if shared["left"] == 0:  # nobody else will ask for it
@@ -284,7 +298,28 @@ def _as_one(
 
         return forward
 
-    return [(member, stand_in(number)) for number, member in enumerate(group)]
+    return together, [(member, stand_in(number)) for number, member in enumerate(group)]
+
+
+def _with_update(
+    plain: Multiply, blocks: tuple[tuple[str, int], ...], down: torch.Tensor, up: torch.Tensor, rows: RowAdapters
+) -> Multiply:
+    """`plain`, and to its outcome each row's own adapters added: down [in, ranks of all], up [ranks of all, out]."""
+    layout = rows.layout(blocks, down)
+    narrowing = _reordered(down.T)
+    widening = _reordered(up.T)
+
+    def multiply(x: torch.Tensor) -> torch.Tensor:
+        out = plain(x)
+        flat = x.reshape(-1, x.shape[-1])
+        if narrowing is None or widening is None or flat.shape[0] > PACKED_ROWS:
+            out.view(-1, out.shape[-1]).addmm_(_masked(torch.mm(flat, down), layout), up)
+            return out
+        narrow = torch.ops.mkldnn._linear_pointwise(flat, narrowing, None, "none", [], "")
+        wide = torch.ops.mkldnn._linear_pointwise(_masked(narrow, layout), widening, None, "none", [], "")
+        return out.add_(wide.view(out.shape))
+
+    return multiply
 
 
 def _diagonal(parts: Sequence[tuple[Any, Any, Any]], sizes: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
@@ -317,15 +352,8 @@ def _with_lora(module: Any, packed: PackedWeights | None, rows: RowAdapters, com
         if module.merged or len(module.lora_embedding_A):
             raise NotMixable(f"{type(module).__name__} on {type(base).__name__}")
         return plain
-    layout = rows.layout(blocks, down)
-
-    def forward(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        out = plain(x)
-        narrow = torch.mm(x.reshape(-1, x.shape[-1]), down)
-        out.view(-1, out.shape[-1]).addmm_(_masked(narrow, layout), up)
-        return out
-
-    return forward
+    multiply = _with_update(plain, blocks, down, up, rows)
+    return lambda x, *_, **__: multiply(x)
 
 
 def _joined(

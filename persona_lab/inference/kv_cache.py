@@ -44,6 +44,17 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = self._all_keys[:, :, :end], self._all_values[:, :, :end]
         return self.keys, self.values
 
+    def write_token(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `update`, for one token's [rows, heads, size]."""
+        at = self._filled
+        if self._all_keys is None or at >= self._all_keys.shape[2]:
+            return self.update(keys[:, :, None], values[:, :, None])
+        self._all_keys.select(2, at).copy_(keys)
+        self._all_values.select(2, at).copy_(values)
+        self._filled = at + 1
+        self.keys, self.values = self._all_keys.narrow(2, 0, at + 1), self._all_values.narrow(2, 0, at + 1)
+        return self.keys, self.values
+
     def _grow(self, keys: torch.Tensor, values: torch.Tensor, room: int) -> None:
         rows, heads = keys.shape[:2]
         all_keys, all_values = (x.new_zeros(rows, heads, room, x.shape[3]) for x in (keys, values))

@@ -117,7 +117,7 @@ def _run(model: Any, head: _Head, ids: Sequence[int], cache: Any) -> Any:
     tokens = torch.tensor([ids], device=model.device)
     past = None if cache is None else _for_rows(cache, 1)
     with head.only_at([], []):  # nobody asks what comes next
-        return model(input_ids=tokens, past_key_values=past, use_cache=True).past_key_values
+        return model(input_ids=tokens, cache=past, use_cache=True).cache
 
 
 def _shareable(cache: Any, longest: int) -> bool:
@@ -182,7 +182,7 @@ def _score(model: Any, head: _Head, batch: list[_Item], shared: int, cache: Any)
         targets += item.ids[item.start : item.end]
     past = None if cache is None else _for_rows(cache, len(batch))
     with head.only_at(rows, columns, width):
-        out = model(input_ids=ids.to(model.device), past_key_values=past, use_cache=past is not None).logits
+        out = model(input_ids=ids.to(model.device), cache=past, use_cache=past is not None).logits
     logits = head.picked(out, rows, columns)  # [targets, vocabulary]
     wanted = torch.tensor(targets, device=logits.device)
     chosen = torch.cat(

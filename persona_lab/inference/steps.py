@@ -27,6 +27,7 @@ from persona_lab.inference.fast_linear import (
     fast_linears,
 )
 from persona_lab.inference.kv_cache import Known, PrefixCache, fill, growing_cache, row_states, shared_length
+from persona_lab.inference.token_step import TokenStep, token_step
 
 log = logging.getLogger(__name__)
 
@@ -94,12 +95,12 @@ class PlainSteps:
             # without padding no mask is needed, and the faster attention without one is used
             attention_mask=None if bool(self.mask.all()) else self.mask,
             position_ids=self.positions,
-            past_key_values=self.cache,
+            cache=self.cache,
             use_cache=True,
             logits_to_keep=1,
             **({"adapter_names": names} if names[0] else {}),
         )
-        self.cache = out.past_key_values
+        self.cache = out.cache
         last: torch.Tensor = out.logits[:, -1].float().cpu()
         return last
 
@@ -138,9 +139,16 @@ class FastSteps:
     """
 
     def __init__(
-        self, inner: Any, prompts: Sequence[Prompt], pad: int, adapters: RowAdapters, prefixes: PrefixCache | None
+        self,
+        inner: Any,
+        prompts: Sequence[Prompt],
+        pad: int,
+        adapters: RowAdapters,
+        prefixes: PrefixCache | None,
+        token: TokenStep | None = None,
     ) -> None:
         self.inner = inner
+        self.token = token
         self.device = inner.device
         self.prompts = list(prompts)
         self.pad = pad
@@ -241,11 +249,13 @@ class FastSteps:
         return self._forward(tokens, (start + fresh.cumsum(1) - 1).clamp(min=0))
 
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        if self.token is not None and ids.shape[1] == 1:
+            return self.token(ids, positions, self.cache, self.mask if self.holes else None).float().cpu()
         out = self.inner(
             input_ids=ids,
             attention_mask=self.mask if self.holes else None,
             position_ids=positions,
-            past_key_values=self.cache,
+            cache=self.cache,
             use_cache=True,
             logits_to_keep=1,
         )
@@ -273,7 +283,16 @@ def _padded(rows: Sequence[tuple[int, ...]], pad: int, device: Any) -> tuple[tor
 
 # --- which way ------------------------------------------------------------------------------------
 
-_verdicts: weakref.WeakKeyDictionary[Any, dict[bool, str]] = weakref.WeakKeyDictionary()
+
+@dataclass
+class _Verdict:
+    """Why the fast way cannot be taken, if it cannot; and whether `token_step` may be used in it."""
+
+    reason: str
+    token: bool = False
+
+
+_verdicts: weakref.WeakKeyDictionary[Any, dict[tuple[bool, bool], _Verdict]] = weakref.WeakKeyDictionary()
 
 
 @contextmanager
@@ -294,17 +313,19 @@ def open_steps(
         BadInput: other weights than the model's own are asked for, and only the plain way could be taken.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    reason = _why_not(model, inner, prompts, pad)
+    verdict = _verdict(model, inner, prompts, pad, packed)
+    reason = verdict.reason
     if not reason:
         adapters = _adapters(inner, prompts)
         manager = fast_linears(inner, packed, adapters)
         try:
-            manager.__enter__()
+            joint = manager.__enter__()
         except NotMixable as error:
             reason = str(error)
         else:
             try:
-                yield FastSteps(inner, prompts, pad, adapters, prefixes)
+                token = token_step(inner, joint) if verdict.token else None
+                yield FastSteps(inner, prompts, pad, adapters, prefixes, token)
             finally:
                 manager.__exit__(None, None, None)
             return
@@ -320,33 +341,54 @@ def _adapters(inner: Any, prompts: Sequence[Prompt]) -> RowAdapters:
     return RowAdapters([frozenset() if p.adapter in (BASE, None) else frozenset({str(p.adapter)}) for p in prompts])
 
 
-def _why_not(model: Any, inner: Any, prompts: Sequence[Prompt], pad: int) -> str:
-    """Why the fast way cannot be taken; empty when it can. Found out once for a model."""
+def _verdict(model: Any, inner: Any, prompts: Sequence[Prompt], pad: int, packed: PackedWeights | None) -> _Verdict:
+    """Found out once for a model, with and without adapters and packed weights."""
     if getattr(inner, "_is_stateful", False):
-        return "the model keeps a state instead of keys and values"
+        return _Verdict("the model keeps a state instead of keys and values")
     if model is not inner and getattr(model.active_peft_config, "is_prompt_learning", False):
-        return "the adapter is a prompt, not weights"
+        return _Verdict("the adapter is a prompt, not weights")
     kinds = _verdicts.setdefault(inner, {})
-    with_adapters = bool(_adapters(inner, prompts).used)
-    if with_adapters not in kinds:
+    kind = (bool(_adapters(inner, prompts).used), packed is not None and packed.weights == "native")
+    if kind not in kinds:
         few = [
             Prompt(prompt.ids[-tokens:], 2, prompt.adapter)
             for prompt, tokens in zip((prompts[0], prompts[-1]), CHECKED_TOKENS, strict=True)
         ]
+        plain = PlainSteps(model, few, pad)
+        expected = torch.stack([plain.start(), plain.step([prompt.ids[0] for prompt in few])])
+        used = packed if kind[1] else None
         try:
-            kinds[with_adapters] = _difference(model, inner, few, pad)
+            unlike = (
+                _difference(inner, few, pad, expected, used, token=True) if used is not None else "no packed weights"
+            )
+            if unlike:
+                log.debug("The model's own layers run each token: %s.", unlike)
+            kinds[kind] = _Verdict(_difference(inner, few, pad, expected, None) if unlike else "", token=not unlike)
         except NotMixable as error:  # said of these adapters, not of the model
-            return str(error)
-    return kinds[with_adapters]
+            return _Verdict(str(error))
+    return kinds[kind]
 
 
-def _difference(model: Any, inner: Any, few: Sequence[Prompt], pad: int) -> str:
+def _difference(
+    inner: Any,
+    few: Sequence[Prompt],
+    pad: int,
+    expected: torch.Tensor,
+    packed: PackedWeights | None,
+    token: bool = False,
+) -> str:
+    """Why this way cannot be taken: how its logits of two steps differ from the `expected`; empty when it can.
+
+    Args:
+        token: try `token_step`.
+    """
     adapters = _adapters(inner, few)
-    plain = PlainSteps(model, few, pad)
-    expected = torch.stack([plain.start(), plain.step([prompt.ids[0] for prompt in few])])
     try:
-        with fast_linears(inner, None, adapters):
-            fast = FastSteps(inner, few, pad, adapters, None)
+        with fast_linears(inner, packed, adapters) as joint:
+            step = token_step(inner, joint) if token else None
+            if token and step is None:
+                return "the model is of another kind"
+            fast = FastSteps(inner, few, pad, adapters, None, step)
             got = torch.stack([fast.start(), fast.step([prompt.ids[0] for prompt in few])])
     except (torch.OutOfMemoryError, MemoryError):
         raise

@@ -76,11 +76,11 @@ def batch_loss(
     if path.name == "prefix":
         cache = DynamicCache()
         shared = torch.tensor([prefix], device=batch.ids.device)
-        decoder(input_ids=shared, past_key_values=cache, use_cache=True)
+        decoder(input_ids=shared, cache=cache, use_cache=True)
         for layer in cache.layers:
             layer.keys = layer.keys.expand(batch.ids.shape[0], *layer.keys.shape[1:])
             layer.values = layer.values.expand(batch.ids.shape[0], *layer.values.shape[1:])
-        hidden = decoder(input_ids=batch.ids, past_key_values=cache, use_cache=True).last_hidden_state
+        hidden = decoder(input_ids=batch.ids, cache=cache, use_cache=True).last_hidden_state
     else:
         hidden = decoder(input_ids=batch.ids, use_cache=False).last_hidden_state
     return head_loss(head, hidden[batch.rows, batch.columns], batch.targets)

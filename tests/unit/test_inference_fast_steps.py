@@ -18,6 +18,7 @@ from persona_lab.inference.fast_linear import BASE, PackedWeights, RowAdapters, 
 from persona_lab.inference.kv_cache import PrefixCache
 from persona_lab.inference.loading import load_model
 from persona_lab.inference.steps import FastSteps, PlainSteps, Prompt, open_steps
+from persona_lab.inference.token_step import token_step
 from persona_lab.models import registry
 from persona_lab.models.machine import worker_machine
 from persona_lab.types import Message, Sampling
@@ -302,3 +303,60 @@ def test_adapters_on_a_4_bit_base_are_mixed_too(tiny_model: Path, home: Home, ca
     assert len({reply.text for reply in replies}) == len(RANKS)
     # 4-bit products round by the shape of the batch, so the texts need not be peft's; the check compared the logits
     assert "plain loop" not in caplog.text
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_token_in_few_operations_gives_the_models_own_logits(
+    architecture: str, tiny_model_of: Callable[[str], Path], home: Home
+) -> None:
+    model, renderer = load(tiny_model_of(architecture), home)
+    tuned = with_adapters(model)
+    inner = tuned.get_base_model()
+    names = [BASE, *RANKS]
+    rows = [Prompt(tuple(renderer.prompt_ids(PROMPTS[i])), 5, name) for i, name in enumerate(names)]
+    adapters = RowAdapters([frozenset() if name == BASE else frozenset([name]) for name in names])
+    with torch.no_grad(), fast_linears(inner, None, adapters) as joint:
+        step = token_step(inner, joint)
+        assert (step is not None) == (architecture in ("llama", "qwen2", "qwen3", "mistral"))
+        if step is None:
+            return
+        own, fast = (FastSteps(inner, rows, renderer.pad_id, adapters, None, token) for token in (None, step))
+        assert torch.equal(own.start(), fast.start())
+        for tokens in ([5, 6, 7, 8], [9, 9, 3, 4]):
+            expected, got = own.step(tokens), fast.step(tokens)
+            assert torch.allclose(got, expected, atol=1e-5, rtol=1e-4)
+        whole = adapters.rows
+        own.keep([1, 3])
+        expected = own.step([2, 1])
+        adapters.set(whole)
+        fast.keep([1, 3])
+        assert torch.allclose(fast.step([2, 1]), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_weights_are_packed_once_and_again_when_they_change(
+    tiny_model: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from persona_lab.inference import decoding
+
+    made: list[PackedWeights] = []
+
+    class Counted(PackedWeights):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    monkeypatch.setattr(decoding, "PackedWeights", Counted)
+    model, renderer = load(tiny_model, home)
+    model = model.bfloat16().requires_grad_(False)
+    long = Sampling(temperature=0, max_new_tokens=24, repetition_penalty=1)
+    first = [generate(model, renderer, PROMPTS[:1], long)[0].text for _ in range(2)]
+    assert (len(made), first[0]) == (1, first[1])
+    with torch.no_grad():
+        model.lm_head.weight.neg_()
+    changed = generate(model, renderer, PROMPTS[:1], long)[0].text
+    assert len(made) == 2
+    assert changed != first[0]
+    model.requires_grad_(True)
+    for expected in (3, 4):  # of weights that are being trained nothing is kept
+        generate(model, renderer, PROMPTS[:1], long)
+        assert len(made) == expected
