@@ -35,6 +35,7 @@ from persona_lab.ui import (
 )
 from persona_lab.ui.follow import Follower
 from persona_lab.ui.html import size
+from persona_lab.ui.lean_status import LeanStatus
 from persona_lab.ui.notices import error_box
 from persona_lab.ui.page import QUIET, Page, choose, persona_choices
 from persona_lab.ui.run_panel import IDLE_SECONDS
@@ -163,7 +164,12 @@ def _launch(demo: gr.Blocks, host: str, port: int, share: bool, auth: tuple[str,
         enable_monitoring=False,
         max_file_size=UPLOAD_LIMIT,
         footer_links=["settings"],
-        app_kwargs={"openapi_url": None, "docs_url": None, "redoc_url": None, "middleware": [guard]},
+        app_kwargs={
+            "openapi_url": None,
+            "docs_url": None,
+            "redoc_url": None,
+            "middleware": [guard, Middleware(LeanStatus)],
+        },
     )
     if share and not shared:
         raise PersonaLabError(

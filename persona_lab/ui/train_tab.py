@@ -9,11 +9,11 @@ import gradio as gr
 
 from persona_lab.engine import Engine
 from persona_lab.errors import BadSetting, PersonaLabError
-from persona_lab.types import PlanRow, RunView
+from persona_lab.types import PlanRow, RunView, slug
 from persona_lab.ui.curve import loss_chart
 from persona_lab.ui.example_panel import ExamplePanel
 from persona_lab.ui.follow import RunPicture
-from persona_lab.ui.forms import SIMPLE_FIELDS, Field, component, fields_of, marked, settings_from
+from persona_lab.ui.forms import SIMPLE_FIELDS, Field, component, fields_of, marks_style, settings_from
 from persona_lab.ui.history_panel import HistoryPanel
 from persona_lab.ui.html import empty, esc
 from persona_lab.ui.notices import error_box, guarded
@@ -64,7 +64,7 @@ def build(page: Page) -> None:
             lambda run: (run, "") if run else (gr.skip(), gr.skip()), page.wanted_run, panel.shown, **QUIET
         )
         begun = setup.start.click(
-            setup.begin, setup.start_inputs, [*panel.shown, setup.problem, setup.start, *setup.widgets], **QUIET
+            setup.begin, setup.start_inputs, [*panel.shown, setup.problem, setup.start, setup.marks], **QUIET
         )
         begun.then(lambda: "", None, past.seen, **QUIET)
         past.seen.change(setup.label, None, setup.start, **QUIET)
@@ -99,6 +99,7 @@ class _Setup:
         with gr.Column(visible=False) as self.body:
             self.plan = gr.HTML(elem_id="plan")
             self.problem = gr.HTML()
+            self.marks = gr.HTML(elem_id="train-marks")
             self.start = gr.Button(START, variant="primary", size="lg", elem_id="start")
             self.forms = {part.id: self._form(part) for part in self.parts}
             self.example = ExamplePanel(page)
@@ -128,7 +129,7 @@ class _Setup:
         )  # fmt: skip
         costs = guarded(2)(self.fill)
         asked, filled = [page.persona, self.strategy, self.base], [self.strategy, self.plan]
-        drawn = [self.plan, *self.widgets]
+        drawn = [self.plan, self.marks]
         for begun in (opened, self.base.change):
             priced = (begun.then if begun is opened else begun)(
                 costs, asked, filled, trigger_mode="always_last", **QUIET
@@ -148,10 +149,10 @@ class _Setup:
         widgets = []
         with gr.Column(visible=False) as group:
             with gr.Row():
-                widgets += [component(field) for field in fields[:SIMPLE_FIELDS]]
+                widgets += [component(field, _place(part.id, field)) for field in fields[:SIMPLE_FIELDS]]
             if len(fields) > SIMPLE_FIELDS:
                 with gr.Accordion(f"Advanced settings ({len(fields) - SIMPLE_FIELDS} more)", open=False):
-                    widgets += [component(field) for field in fields[SIMPLE_FIELDS:]]
+                    widgets += [component(field, _place(part.id, field)) for field in fields[SIMPLE_FIELDS:]]
         return Form(group, fields, widgets)
 
     def open(self, persona: str | None, of: str, strategy: str | None) -> list[Any]:
@@ -212,24 +213,23 @@ class _Setup:
         named = {field.name: by_widget[id(widget)] for field, widget in zip(form.fields, form.widgets, strict=True)}
         return settings_from(form.fields, named)
 
-    def _marks(self, strategy: str | None, error: BadSetting | None) -> list[Any]:
-        """An update for every widget: the problem beside its field, everything else as it was."""
-        updates: list[Any] = []
-        for part_id, form in self.forms.items():
-            mine = dict(error.problems) if error and part_id == strategy else {}
-            updates += marked(form.fields, mine)
-        return updates
+    def _marks(self, strategy: str | None, error: BadSetting | None) -> str:
+        """The problems, each beside its field."""
+        if error is None or strategy not in self.forms:
+            return ""
+        fields = {field.name: field for field in self.forms[strategy].fields}
+        return marks_style({_place(strategy, fields[name]): text for name, text in error.problems if name in fields})
 
     def _replan(self, persona: str | None, strategy: str | None, base: str, *values: Any) -> list[Any]:
         if not persona or not strategy:
-            return ["", *(gr.skip() for _ in self.widgets)]
+            return ["", ""]
         try:
             row = self.plans.row(persona, strategy, base or STARTER, self._read(strategy, values))
         except BadSetting as error:
-            return [error_box(error), *self._marks(strategy, error)]
+            return [error_box(error), self._marks(strategy, error)]
         except PersonaLabError as error:
-            return [error_box(error), *self._marks(strategy, None)]
-        return [plan_box(row), *self._marks(strategy, None)]
+            return [error_box(error), self._marks(strategy, None)]
+        return [plan_box(row), self._marks(strategy, None)]
 
     def label(self) -> Any:
         """What the button says: with a run in progress, the next one waits."""
@@ -241,7 +241,7 @@ class _Setup:
         *values, seed, name = rest
         if not strategy:
             hint = empty("No way is chosen yet", "Choose one of the cards above; LoRA is a good start.")
-            return [gr.skip(), gr.skip(), hint, gr.skip(), *(gr.skip() for _ in self.widgets)]
+            return [gr.skip(), gr.skip(), hint, gr.skip(), ""]
         engine = self.page.engine
         waits = engine.busy()
         try:
@@ -249,11 +249,16 @@ class _Setup:
             run = engine.train(persona or "", strategy, base or STARTER, settings, int(seed or 0), (name or "").strip())
         except PersonaLabError as error:
             bad = error if isinstance(error, BadSetting) else None
-            return [gr.skip(), gr.skip(), error_box(error), gr.skip(), *self._marks(strategy, bad)]
+            return [gr.skip(), gr.skip(), error_box(error), gr.skip(), self._marks(strategy, bad)]
         if waits:  # what is running stays in view; the new one is in the queue below it
             gr.Info("Added to the queue; it starts by itself.")
-            return [gr.skip(), gr.skip(), "", self.label(), *self._marks(strategy, None)]
-        return [run, "", "", self.label(), *self._marks(strategy, None)]
+            return [gr.skip(), gr.skip(), "", self.label(), self._marks(strategy, None)]
+        return [run, "", "", self.label(), self._marks(strategy, None)]
+
+
+def _place(strategy: str, field: Field) -> str:
+    """The element id of a field."""
+    return f"set-{slug(strategy)}-{field.name}"
 
 
 def _first(rows: list[PlanRow]) -> str | None:

@@ -11,7 +11,7 @@ from pydantic import Field
 from persona_lab.errors import BadSetting
 from persona_lab.settings import validate_settings
 from persona_lab.types import FitSettings, Frozen
-from persona_lab.ui.forms import as_text, component, fields_of, marked, settings_from
+from persona_lab.ui.forms import as_text, component, fields_of, marks_style, settings_from
 
 
 class Everything(Frozen):
@@ -89,10 +89,13 @@ def test_infinity_and_nan_are_not_numbers() -> None:
 
 
 def test_errors_stand_beside_their_field_escaped() -> None:
-    updates = dict(zip(BY_NAME, marked(FIELDS, {"rank": "not <b>that</b>"}), strict=True))
-    assert "not &lt;b&gt;that&lt;/b&gt;" in updates["rank"]["info"]
-    assert "pl-field-bad" in updates["rank"]["elem_classes"]
-    assert updates["rate"]["info"] == BY_NAME["rate"].info
+    style = marks_style({"set-lora-rank": 'not <b>that</b> "x" }'})
+    assert style.startswith("<style>#set-lora-rank input")
+    assert style.endswith("</style>")
+    # what was typed can end neither the text nor the sheet
+    assert not any(sign in style[len("<style>") : -len("</style>")] for sign in ("<", ">", '"x"', "</"))
+    assert r"\3c b\3e that" in style
+    assert marks_style({}) == ""
 
 
 def test_components_have_labels_and_full_precision() -> None:
