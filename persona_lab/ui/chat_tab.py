@@ -91,6 +91,7 @@ class Chat:
             guarded(len(self.look) + len(self.sampling.values))(self.open),
             [self.page.persona, self.session, self.page.browser],
             [*self.look, *self.sampling.values],
+            trigger_mode="always_last",  # what is asked while the page still answers is not dropped
             **QUIET,
         )
         self.count.input(redraw(self.set_count), [self.count, self.session], self.look, **QUIET)

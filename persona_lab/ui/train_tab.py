@@ -215,7 +215,7 @@ class _Setup:
 
     def _marks(self, strategy: str | None, error: BadSetting | None) -> str:
         """The problems, each beside its field."""
-        if error is None or strategy not in self.forms:
+        if error is None or strategy is None or strategy not in self.forms:
             return ""
         fields = {field.name: field for field in self.forms[strategy].fields}
         return marks_style({_place(strategy, fields[name]): text for name, text in error.problems if name in fields})
