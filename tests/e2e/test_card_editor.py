@@ -26,6 +26,7 @@ def _patience() -> Iterator[None]:
 
 def test_editing_a_card(app: App, new_page: Callable[[str], Any], tmp_path: Path) -> None:
     page = new_page(app.start())
+    page.get_by_role("tab", name="Personas", exact=True).click()
     page.locator(".pl-card[data-id=magpie]").click()
     editor = page.locator("#card-editor")
     editor.get_by_role("button", name="Edit the card").click()

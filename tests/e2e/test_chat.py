@@ -68,6 +68,7 @@ def served(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App
 
 def open_chat(page: Page, choose: bool = True) -> None:
     if choose:
+        page.get_by_role("tab", name="Personas", exact=True).click()
         page.locator(".pl-card[data-id=magpie]").click()
         expect(page.locator(".pl-card.pl-chosen[data-id=magpie]")).to_be_visible()
     page.get_by_role("tab", name="Chat", exact=True).click()

@@ -25,6 +25,7 @@ def tab(page: Page, name: str) -> None:
 
 def open_studio(page: Page) -> None:
     page.set_default_timeout(LONG_WAIT)  # a busy machine is no fault of the page
+    tab(page, "Personas")
     page.locator(".pl-card[data-id=magpie]").locator("visible=true").click()
     expect(page.locator(".pl-card.pl-chosen[data-id=magpie]").first).to_be_visible(timeout=WAIT)
     tab(page, "Studio")
