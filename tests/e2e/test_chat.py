@@ -138,6 +138,9 @@ def test_panes_answer_apart_and_nothing_is_lost_on_reload(served: App, new_page:
     settled(page, 2)
     before = page.locator("#chat-1 .bot").last.inner_text().split("lora")[0].strip()
     page.locator("#continue").click()
+    page.wait_for_timeout(1500)  # until it has begun
+    settled(page, 1)
+    settled(page, 2)
     page.locator("#chat-2").get_by_label("Retry").last.click(timeout=SLOW)  # waits until it is enabled again
     expect(stamp(page, 2)).to_contain_text("seed 1", timeout=SLOW)
     assert page.locator("#chat-1 .bot").last.inner_text().startswith(before)
