@@ -12,11 +12,13 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from persona_lab.datasets.progress import ticking
 from persona_lab.types import Conversation
+
+if TYPE_CHECKING:
+    import numpy as np
 
 WHOLE_THRESHOLD = 0.6
 REPLY_THRESHOLD = 0.7
@@ -77,6 +79,8 @@ def linked_pairs(sets: Sequence[np.ndarray], threshold: float) -> Iterator[tuple
     Equal sets are compared once, sets that are joined already not again, and of elements that very many sets have only
     the newest 500 sets are looked at: a family of 100,000 alike rows costs no 5 billion comparisons.
     """
+    import numpy as np  # here: describing a model needs none of it
+
     if not any(len(each) for each in sets):
         return
     links = Clusters(len(sets))
@@ -129,6 +133,8 @@ def _mark(items: np.ndarray) -> int:
 
 def _by_rarity(sets: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int]:
     """The sets with their elements numbered by rarity, rarest first; and how many elements occur only once."""
+    import numpy as np  # here: describing a model needs none of it
+
     flat = np.concatenate(sets)
     _, inverse, counts = np.unique(flat, return_inverse=True, return_counts=True)
     rank = np.empty(len(counts), dtype=np.int32)
@@ -140,6 +146,8 @@ def _by_rarity(sets: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int]:
 
 def hashes(text: str, fewest: int = 1) -> np.ndarray:
     """The shingles of a text as hashes, int64 [shingles], sorted; none where there are fewer than `fewest`."""
+    import numpy as np  # here: describing a model needs none of it
+
     found = shingles(text)
     if len(found) < fewest:
         return np.empty(0, dtype=np.int64)

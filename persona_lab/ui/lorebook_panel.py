@@ -80,7 +80,7 @@ class LorebookPanel:
             logic = gr.Dropdown(list(LOGIC), value=0, label="Of the further keys", min_width=140)
             order = gr.Number(100, label="Order", info="Smaller stands first.", min_width=100)
             priority = gr.Number(0, label="Priority", info="Higher stays if room is short.", min_width=100)
-        ticks = gr.CheckboxGroup(TICKS, value=["enabled"], show_label=False, elem_id="entry-ticks")
+        ticks = gr.CheckboxGroup(TICKS, value=["enabled"], label="How it is used", elem_id="entry-ticks")
         return [title, keys, content, secondary, logic, ticks, order, priority, position]
 
     def attach(self) -> None:
