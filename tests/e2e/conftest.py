@@ -81,7 +81,7 @@ class App:
 
 
 CUT_OFF = re.compile(r"AbortError: signal is aborted|Unexpected error Connection errored out")
-"""A page that is left or reloaded cuts its own requests off and says so; a server that is gone fails the test itself."""
+"""A page that is left or reloaded cuts its own requests off and says so."""
 
 
 @pytest.fixture
