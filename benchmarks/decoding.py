@@ -12,7 +12,6 @@ adapters (r = 16, every linear layer) are random: speed does not depend on what 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import platform
 import statistics
@@ -26,11 +25,13 @@ from typing import Any
 import torch
 
 from persona_lab.datasets.rendering import ChatRenderer
+from persona_lab.export import llama_cpp as peer
 from persona_lab.home import Home
 from persona_lab.inference.decoding import DecodingMemory, generate
 from persona_lab.inference.fast_linear import BASE, PackedWeights, RowAdapters, fast_linears, worth_packing
 from persona_lab.inference.kv_cache import PrefixCache
 from persona_lab.inference.loading import load_model
+from persona_lab.inference.steps import FastSteps, Prompt, open_steps
 from persona_lab.models.machine import worker_machine
 from persona_lab.models.registry import ensure
 from persona_lab.personas.prompt import system_prompt
@@ -46,6 +47,7 @@ SYSTEM = (
 )
 """About as long as the system prompt of the project's other measurements (91 tokens)."""
 ADAPTERS = ["one", "two", "three", "four"]
+STEPS = 40
 RATIOS = [
     ("four LoRA in one batch", "peft, four LoRA one after another"),
     ("four LoRA in one batch, prefix kept", "peft, four LoRA one after another"),
@@ -248,6 +250,12 @@ def report(result: dict[str, Any]) -> str:
         "",
         f"llama.cpp: {result['llama_cpp']}.",
     ]
+    if result["step_milliseconds"]:
+        lines += ["", "| milliseconds of a step | min | median | max |", "|---|---|---|---|"]
+        lines += [
+            f"| {n} | {t['min']:.1f} | {t['median']:.1f} | {t['max']:.1f} |"
+            for n, t in result["step_milliseconds"].items()
+        ]
     if result["int8"]:
         cost = result["int8"]
         lines += [
@@ -260,21 +268,39 @@ def report(result: dict[str, Any]) -> str:
 
 def llama_cpp(gguf: Path | None, bench: Bench, found: dict[str, Callable[[int], int]]) -> str:
     """Add llama.cpp to what is measured, where it is installed and has a model; says which."""
-    if importlib.util.find_spec("llama_cpp") is None:
-        return "not installed, so not measured"
+    if not peer.available():
+        return "not installed (extra `gguf`), so not measured"
     if gguf is None:
         return "installed, but no --gguf FILE was given"
-    from llama_cpp import Llama
-
-    llama = Llama(str(gguf), n_ctx=2048, n_threads=torch.get_num_threads(), verbose=False)
+    loaded = peer.LlamaCpp(gguf, 2048, torch.get_num_threads())
 
     def run(repetition: int) -> int:
         [prompt] = bench.prompts(repetition, 1)
-        written = llama.generate(list(bench.renderer.prompt_ids(prompt)), temp=0.0)
-        return sum(1 for _, _ in zip(range(bench.tokens), written, strict=False))
+        return len(loaded.greedy(bench.renderer.prompt_ids(prompt), bench.tokens))
 
     found[f"llama.cpp, one stream, {gguf.name}"] = run
-    return f"measured with {gguf.name}, one stream, its own prompt cache"
+    return f"measured with {gguf.name}, one stream, keys and values in F32, its own prompt cache"
+
+
+def step_times(bench: Bench, repetitions: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of one step of decoding, with `token_step` and with the model's own layers, by turns."""
+    packed = PackedWeights() if worth_packing(bench.model) else None
+    ids = tuple(bench.renderer.prompt_ids(bench.prompts(0, 1)[0]))
+    found: dict[str, list[float]] = {}
+    for _ in range(repetitions):
+        for title, names in (("four LoRA", ADAPTERS), ("1 row", [BASE]), ("16 rows", [BASE] * 16)):
+            for way in ("few operations", "the model's layers"):
+                rows = [Prompt(ids, STEPS + 1, name) for name in names]
+                with torch.no_grad(), open_steps(bench.tuned, rows, bench.renderer.pad_id, packed) as steps:
+                    if not isinstance(steps, FastSteps) or steps.token is None:
+                        return {}
+                    steps.token = steps.token if way == "few operations" else None
+                    steps.start()
+                    begun = time.perf_counter()
+                    for _ in range(STEPS):
+                        steps.step([ids[-1]] * len(rows))
+                found.setdefault(f"{title}, {way}", []).append((time.perf_counter() - begun) / STEPS * 1000)
+    return {name: spread(values) for name, values in found.items()}
 
 
 def main() -> None:
@@ -302,7 +328,7 @@ def main() -> None:
     system = Message(role="system", content=system_prompt(persona) if given.card else SYSTEM)
     bench = Bench(model, with_adapters(model), NoEnd(renderer), system, openings, given.tokens)
     found = ways(bench)
-    peer = llama_cpp(given.gguf, bench, found)
+    told = llama_cpp(given.gguf, bench, found)
     speeds = measure(found, given.repeats)
     result = {
         "machine": platform.processor() or platform.machine(),
@@ -320,7 +346,8 @@ def main() -> None:
             for a, b in RATIOS
             if a in speeds and b in speeds
         },
-        "llama_cpp": peer,
+        "llama_cpp": told,
+        "step_milliseconds": step_times(bench, given.repeats),
         "int8": int8_cost(bench, given.persona, 20) if worth_packing(model) else None,
     }
     print(report(result))

@@ -170,7 +170,7 @@ def preview_row(dataset: Dataset, row: int, persona: Persona, model: Path, max_t
     Raises:
         BadInput: there is no such row, or the template cannot be masked.
     """
-    from persona_lab.datasets.rendering import ChatRenderer
+    from persona_lab.datasets.rendering import renderer_of
     from persona_lab.personas.prompt import system_prompt
 
     if not 0 <= row < len(dataset.conversations):
@@ -178,7 +178,7 @@ def preview_row(dataset: Dataset, row: int, persona: Persona, model: Path, max_t
     messages = dataset.conversations[row].messages
     if messages[0].role != "system":
         messages = (Message(role="system", content=system_prompt(persona)), *messages)
-    renderer = ChatRenderer(model)
+    renderer = renderer_of(model)
     total = len(renderer.render(messages).ids)
     tokens = renderer.preview(messages, max_tokens)
     return RowPreview(

@@ -303,7 +303,7 @@ class Engine(Talking, Queueing, Keeping, Sharing, Versions):
         Raises:
             UnknownName. BadInput: no such row, or the base model is not there yet.
         """
-        from persona_lab.datasets.rendering import ChatRenderer
+        from persona_lab.datasets.rendering import renderer_of
         from persona_lab.personas.prompt import system_prompt
         from persona_lab.types import Message
 
@@ -317,7 +317,7 @@ class Engine(Talking, Queueing, Keeping, Sharing, Versions):
         system = Message(role="system", content=system_prompt(self.persona(dataset.persona)))
         messages = dataset.conversations[row].messages
         with_system = messages if messages[0].role == "system" else (system, *messages)
-        return ChatRenderer(Path(info.path)).preview(with_system)
+        return renderer_of(Path(info.path)).preview(with_system)
 
     # --- models and plans ------------------------------------------------------------------------
 
@@ -711,7 +711,7 @@ class Engine(Talking, Queueing, Keeping, Sharing, Versions):
         from persona_lab.inference.client import ChatClient
 
         busy = self.supervisor.busy()
-        requests = [self._with_lore(request) for request in requests]
+        requests = list(requests)
         if busy and self.machine().device != "cpu":
             for request in requests:
                 text = f"The accelerator is busy with run {busy}. Wait for it, or stop it."
@@ -720,7 +720,7 @@ class Engine(Talking, Queueing, Keeping, Sharing, Versions):
         with self._guard:
             if self._chat is None:
                 self._chat = ChatClient(self.home)
-        yield from self._chat.stream(requests, owner)
+        yield from self._chat.stream(self._with_lore(requests), owner)
 
     def stop_chat(self, owner: str | None = None) -> None:
         """Stop the replies being written, all of them or one owner's; what was said stays."""

@@ -37,9 +37,9 @@ def token_counter(home: Home, base: str) -> Count:
 @lru_cache(4)
 def _counter(folder: Path, changed: int) -> Count:
     """`changed` (nanoseconds) is in the key, so that another model in the same folder is read again."""
-    from persona_lab.datasets.rendering import ChatRenderer
+    from persona_lab.datasets.rendering import renderer_of
 
-    renderer = ChatRenderer(folder)
+    renderer = renderer_of(folder)
     return lru_cache(4_096)(lambda text: len(renderer.text_ids(text)))
 
 

@@ -122,7 +122,7 @@ def _bundle(
     for name in (PROBES, LEDGER):
         if (folder / name).is_file() and (folder / name).stat().st_size:
             files[name] = (folder / name).read_bytes()
-    files[PROVENANCE] = _as_json(_provenance(persona, data, variants, earlier))
+    files[PROVENANCE] = card_to_json(_provenance(persona, data, variants, earlier))
     files["LICENSE.txt"] = stated + "\n"
     files["README.txt"] = _readme(persona, data, stated)
     manifest = {
@@ -193,7 +193,3 @@ def _readme(persona: Persona, data: tuple[Dataset, DatasetSummary] | None, licen
         "card.json alone works in any program that reads character cards.\n\n"
         f"Licence: {licence.splitlines()[0][:200]}\n"
     )
-
-
-def _as_json(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=2) + "\n"

@@ -6,7 +6,6 @@ messages are not used, since a variant brings its own system prompt; only the fi
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hmac
 import json
@@ -143,6 +142,11 @@ class _Reply:
         written = len(self._renderer.text_ids(self._text)) if self._tokens is None else self._tokens
         return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
 
+    def _most(self) -> int:
+        """Tokens that a reply may have: those asked for, or half of the context."""
+        asked = self._request.sampling.max_new_tokens
+        return asked if self._renderer is None else min(asked, self._renderer.context_length // 2)
+
     def pieces(self) -> Generator[str, None, None]:
         """Raises:
         _Failed
@@ -154,7 +158,7 @@ class _Reply:
                     raise _Failed(chunk.error)
                 if chunk.stamp is not None:
                     self._tokens, self.stamp = chunk.stamp.tokens, chunk.stamp.adapter
-                    if chunk.stamp.tokens >= self._request.sampling.max_new_tokens:
+                    if chunk.stamp.tokens >= self._most():
                         self.finish = "length"
                 if text := self._words.feed(chunk.text):
                     self._text += text
@@ -232,11 +236,25 @@ class _Server:
             usage = bool(asked.stream_options and asked.stream_options.include_usage)
             return StreamingResponse(_events(reply, self.variant.id, usage), media_type="text/event-stream")
         try:
-            text = await asyncio.to_thread(lambda: "".join(reply.pieces()))
+            text = await _whole(request, reply)
         except _Failed as error:
             return _error(500, str(error), "server_error")
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reply.finish}
         return JSONResponse(_document("chat.completion", _new_id(), self.variant.id, [choice], reply))
+
+
+async def _whole(request: Request, reply: _Reply) -> str:
+    """The reply in one piece; who hangs up is not written for any longer."""
+    pieces, parts = reply.pieces(), []
+    try:
+        async for text in iterate_in_threadpool(pieces):
+            parts.append(text)
+            if await request.is_disconnected():
+                break
+    finally:
+        with contextlib.suppress(ValueError):  # still running in its thread: it ends with its next piece
+            pieces.close()
+    return "".join(parts)
 
 
 async def _body(request: Request) -> bytes | None:

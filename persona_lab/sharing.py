@@ -6,12 +6,9 @@ It joins what personas/ reads and writes with the catalog; `Engine` has a thin m
 from __future__ import annotations
 
 import copy
-import json
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from persona_lab.catalog import Catalog
 from persona_lab.datasets.held_out import LEDGER, hold_out, read_ledger
@@ -19,8 +16,9 @@ from persona_lab.datasets.store import save_dataset
 from persona_lab.errors import BadInput
 from persona_lab.home import write_atomic
 from persona_lab.personas.bundle import Bundle
-from persona_lab.personas.cards import CardFile, card_name
+from persona_lab.personas.cards import CardFile, card_name, card_to_json
 from persona_lab.personas.files import read_persona_file
+from persona_lab.personas.lorebook_entries import rows_of
 from persona_lab.personas.macros import unknown_macros
 from persona_lab.personas.probe_file import probes_of
 from persona_lab.personas.store import (
@@ -105,8 +103,8 @@ def import_lorebook(catalog: Catalog, path: Path, persona: Persona) -> Imported:
         book, kind = found.book, found.kind
     else:
         card = found.card if isinstance(found, Bundle) else found
-        book, kind = card.card["data"].get("character_book") or {}, "the lorebook of another character"
-    entries = [entry for entry in book.get("entries") or () if isinstance(entry, dict)]
+        book, kind = card.card["data"].get("character_book"), "the lorebook of another character"
+    entries = [entry for entry in rows_of(book) if isinstance(entry, dict)]
     if not entries:
         raise BadInput(f"{path} has no lorebook entries.", "Choose a world-info file, or a card with a lorebook.")
     card_object = copy.deepcopy(persona.card)
@@ -146,7 +144,7 @@ def _unpack(folder: Path, persona: Persona, bundle: Bundle) -> DatasetSummary | 
     for name, text in ((PROBES, bundle.probes), (LEDGER, bundle.held_out)):
         if text:
             write_atomic(folder / name, text)
-    write_atomic(folder / PROVENANCE, _as_json({**bundle.provenance, "licence": bundle.licence}))
+    write_atomic(folder / PROVENANCE, card_to_json({**bundle.provenance, "licence": bundle.licence}))
     probes_of(folder)
     read_ledger(folder)
     return _place_dataset(folder, persona, bundle)
@@ -164,7 +162,3 @@ def _place_dataset(folder: Path, persona: Persona, bundle: Bundle) -> DatasetSum
     save_dataset(path, dataset)
     write_atomic(path.with_suffix(".summary.json"), summary.model_dump_json(indent=1))
     return summary
-
-
-def _as_json(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=2) + "\n"

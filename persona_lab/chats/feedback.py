@@ -53,7 +53,10 @@ class FeedbackSet:
         feedback_id = id_of(feedback.author, feedback.reply)
         update: dict[str, Any] = {"id": feedback_id, "correction": correction, "changed": now()}
         with _WRITING:
-            known = files.read(files.path_of(self.folder, feedback_id), Feedback)
+            path = files.path_of(self.folder, feedback_id)
+            known = files.read(path, Feedback)
+            if known is None and path.exists():
+                raise BadInput(f"{path} cannot be read, so it was not replaced.", "Move it away, then try again.")
             if known is not None:
                 update |= {"created": known.created, "correction": correction or known.correction}
                 if known.status == "added":

@@ -28,8 +28,10 @@ class Chats:
         (another id) and nothing is lost.
         """
         with _WRITING:
-            known = files.read(files.path_of(self.folder, chat.id), SavedChat)
-            if known is not None and (known.revision != chat.revision or known.owner != chat.owner):
+            path = files.path_of(self.folder, chat.id)
+            known = files.read(path, SavedChat)
+            lost = known is None and path.exists()  # it cannot be read, and is left alone
+            if lost or (known is not None and (known.revision != chat.revision or known.owner != chat.owner)):
                 chat = chat.model_copy(update={"id": new_id(), "revision": 0, "branch_of": chat.id, "created": now()})
             title = chat.title or _title(chat)
             chat = chat.model_copy(update={"revision": chat.revision + 1, "changed": now(), "title": title})

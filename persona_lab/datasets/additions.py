@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from persona_lab.datasets.build import fingerprint
 from persona_lab.datasets.held_out import HeldOut, normalised, row_name
-from persona_lab.datasets.similarity import near_duplicates
+from persona_lab.datasets.similarity import Clusters, near_duplicates
 from persona_lab.datasets.splits import content_key
 from persona_lab.types import Conversation, Dataset, DatasetSummary, now
 
@@ -40,12 +40,13 @@ def sort_out(
     kept_out = [*newest.of("validation"), *newest.of("test"), *held]
     questions = {normalised(question) for question in asked}
     known = {content_key(conversation) for conversation in newest.conversations}
-    near = {
-        right - len(kept_out): kept_out[left]
-        for a, b in near_duplicates([*kept_out, *rows])
-        for left, right in [sorted((a, b))]
-        if left < len(kept_out) <= right
-    }
+    # families, not pairs: of several rows like a held-out one, only some pairs are told
+    alike = Clusters(len(kept_out) + len(rows))
+    for a, b in near_duplicates([*kept_out, *rows]):
+        alike.join(a, b)
+    held_by = {alike.root(place): row for place, row in enumerate(kept_out)}
+    roots = {place: alike.root(len(kept_out) + place) for place in range(len(rows))}
+    near = {place: held_by[root] for place, root in roots.items() if root in held_by}
     good: list[Conversation] = []
     refused: dict[str, str] = {}
     for place, row in enumerate(rows):

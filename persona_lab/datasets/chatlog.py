@@ -105,6 +105,9 @@ def chats_result(
     every = [line for chat in chats for line in chat]
     counts = Counter(line.speaker for line in every)
     _speaker(mapping.get("assistant", ""), counts, persona, source)  # says who there is, if nobody fits
+    if mapping.get("user", EVERYBODY) != EVERYBODY:
+        _speaker(mapping["user"], counts, None, source, role="user")
+    _gap(mapping.get("gap", ""), TALK_GAP_MINUTES)
     results = []
     for chat in chats:
         try:

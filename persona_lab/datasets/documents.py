@@ -137,7 +137,13 @@ def _without_front_matter(text: str) -> str:
     """Markdown without a YAML head and without fenced code: neither is anybody's voice."""
     if text.startswith("---\n") and (end := text.find("\n---", 4, 20_000)) > 0:
         text = text[end + 4 :]
-    return re.sub(r"^```.*?^```\s*$", "", text, flags=re.MULTILINE | re.DOTALL)
+    kept, fenced = [], False
+    for line in text.split("\n"):
+        if line.startswith("```"):
+            fenced = not fenced
+        elif not fenced:
+            kept.append(line)
+    return "\n".join(kept)
 
 
 # --- passages -------------------------------------------------------------------------------------

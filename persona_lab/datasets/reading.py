@@ -14,7 +14,7 @@ from persona_lab.api import DatasetReader, Detection, ReadResult
 from persona_lab.datasets.rows import forget_rows, read_rows
 from persona_lab.datasets.toolkit import head_bytes, is_text, peek_text, read_text
 from persona_lab.datasets.turns import match_speaker
-from persona_lab.errors import BadInput, PersonaLabError, UnknownName
+from persona_lab.errors import BadInput, Cancelled, PersonaLabError, UnknownName
 from persona_lab.types import Persona
 
 THRESHOLD = 0.3
@@ -198,6 +198,8 @@ def _is_card(path: Path) -> bool:
 def _detect(reader: DatasetReader, path: Path) -> Detection:
     try:
         return reader.detect(path)
+    except Cancelled:
+        raise
     except Exception as error:  # noqa: BLE001 - the plugin border: one reader's trouble must not stop the others
         return Detection(score=0, why=f"{reader.title} failed to look at it: {type(error).__name__}: {error}")
 

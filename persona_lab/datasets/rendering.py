@@ -10,6 +10,7 @@ error: never a wrong mask.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -33,6 +34,26 @@ class _Text:
     text: str
     spans: tuple[tuple[int, int], ...]
     prefix: int
+
+
+_LOADING = threading.Lock()
+
+
+def renderer_of(model_dir: Path) -> ChatRenderer:
+    """The renderer of a model's folder, shared: a tokenizer takes tens of megabytes and a fraction of a second.
+
+    Raises:
+        BadModel, BadInput: as `ChatRenderer`.
+    """
+    files = (model_dir / name for name in ("tokenizer.json", "tokenizer_config.json", "config.json"))
+    changed = tuple(file.stat().st_mtime_ns if file.is_file() else 0 for file in files)
+    with _LOADING:  # two threads that ask at once must not load it twice
+        return _kept(model_dir, changed)
+
+
+@lru_cache(maxsize=2)
+def _kept(model_dir: Path, changed: tuple[int, ...]) -> ChatRenderer:
+    return ChatRenderer(model_dir)
 
 
 class ChatRenderer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ def with_addressees(lines: Sequence[Said], counts: Counter[str]) -> list[Said]:
     """Lines with the name they begin (or end) with taken off and noted as the addressee."""
     known = _Names(counts)
     result = []
-    for line in lines:
+    for line in ticking(lines, len(lines), "telling who answers whom"):
         to, text = line.to if line.to in counts else "", line.text
         if not to:
             to, text = known.addressee(line.text)
@@ -155,7 +156,7 @@ def _answered(lines: Sequence[Said], i: int, character: str, last: _Last) -> str
 
 def _turn(lines: Sequence[Said], i: int, theirs: Sequence[int], character: str, since: int) -> list[int]:
     """The partner's lines that line `i` answers: since the character's last one to them, a burst at most."""
-    fresh = [j for j in theirs if j > since and _near(lines, j, i, _OLDEST_SECONDS)]
+    fresh = [j for j in theirs[bisect_right(theirs, since) :] if _near(lines, j, i, _OLDEST_SECONDS)]
     said = [j for j in fresh if lines[j].to in ("", character)]
     if not said:
         return fresh[-1:]  # said to somebody else, and answered all the same

@@ -70,6 +70,9 @@ def round_trip(
         return None
     renderer = ChatRenderer(Path(base.path))
     probes = _probes(renderer, variant, persona, held_out)
+    if not probes:
+        ctx.log("Not checked: the prompt leaves no room for a reply in this model's context.", "warning")
+        return None
     exact = machine.model_copy(
         update={"bf16": False}
     )  # rounding of the machine's own must not hide or make differences
@@ -104,9 +107,9 @@ def _artifact(folder: Path) -> tuple[str, Path]:
 
 
 def _rounding(path: Path) -> Rounding:
-    if path.suffix != ".gguf" or "-F16" in path.name:
+    if path.suffix != ".gguf" or path.stem.endswith("-F16"):
         return "none"
-    return "fine" if "-Q8" in path.name else "coarse"
+    return "fine" if path.stem.endswith("-Q8_0") else "coarse"
 
 
 def _probes(

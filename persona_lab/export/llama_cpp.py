@@ -19,7 +19,8 @@ from persona_lab.errors import BadModel
 
 FORCE = 1000
 """A bias that decides which token is drawn."""
-TIMEOUT_SECONDS = 60
+TIMEOUT_SECONDS = 1800
+"""For a whole prompt and its reply, of a large model on a slow machine."""
 
 
 def available() -> bool:
@@ -97,6 +98,8 @@ class LlamaCpp:
         try:
             with direct.open(request, timeout=TIMEOUT_SECONDS) as reply:
                 return json.loads(reply.read())
-        except urllib.error.HTTPError as error:
-            said = error.read(500).decode("utf-8", "replace")
-            raise BadModel(f"llama.cpp does not answer ({error.code}): {said}.", "Please report this.") from error
+        except OSError as error:  # refused, out of time, gone
+            said = (
+                error.read(500).decode("utf-8", "replace") if isinstance(error, urllib.error.HTTPError) else str(error)
+            )
+            raise BadModel(f"llama.cpp does not answer: {said}.", "Export with --no-check, or report this.") from error

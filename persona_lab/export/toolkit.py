@@ -13,7 +13,7 @@ from typing import Any
 from persona_lab.errors import BadInput
 from persona_lab.home import write_atomic
 from persona_lab.personas.cards import card_to_json, card_to_png
-from persona_lab.types import BaseModelInfo, Metric, Persona, Sampling, Variant
+from persona_lab.types import BaseModelInfo, Metric, Persona, Problem, Sampling, Variant
 
 CHECKSUMS = "SHA256SUMS"
 SYSTEM_PROMPT = "system_prompt.txt"
@@ -253,3 +253,14 @@ def _license_fields(readme: Path) -> dict[str, str]:
         else []
     )
     return dict(fields)
+
+
+def merged_warning(variant: Variant) -> list[Problem]:
+    """That a 4-bit variant is merged into other weights than it was trained on."""
+    if not variant.quantization:
+        return []
+    message = (
+        "Trained on 4-bit weights, it is merged into the unquantised base, so its replies may differ a little from "
+        "those in the chat."
+    )
+    return [Problem(message=message, severity="warning")]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import weakref
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ BATCH_ROWS = 32
 """More rows at once are not faster on the machines measured, and need more memory."""
 PACKING_STEPS = 24
 """Fewer steps than these do not pay for packing the weights for one call. A guess, not measured."""
+SAMPLED_EVERY = 997
+"""Of a weight's numbers, to see whether it is still the same."""
 
 
 @dataclass(frozen=True)
@@ -129,20 +132,31 @@ _packed: weakref.WeakKeyDictionary[Any, tuple[tuple[Any, ...], PackedWeights]] =
 def _packed_for(model: Any, rows: Sequence[_Row]) -> PackedWeights | None:
     """Packed weights, where enough is written to make up for the packing. They are kept for as long as the model lives
     and its linear weights are the same, unless these are being trained."""
-    linear = [module.weight for module in model.modules() if type(module) is torch.nn.Linear]
-    trained = any(weight.requires_grad or weight.is_inference() for weight in linear)
-    state = () if trained else tuple((weight.data_ptr(), weight._version) for weight in linear)
-    known = _packed.get(model)
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not worth_packing(inner):
+        return None
+    linear = [m for name, m in inner.named_modules() if type(m) is torch.nn.Linear and "lora_" not in name]
+    numbers = [p for m in linear for p in (m.weight, m.bias) if p is not None]
+    trained = any(p.requires_grad or p.is_inference() for p in numbers)
+    state = () if trained else tuple(_state(p) for p in numbers)
+    known = _packed.get(inner)
     if known is not None and known[0] == state != ():
         return known[1]
-    _packed.pop(model, None)
+    _packed.pop(inner, None)
     steps = max((row.prompt.room for row in rows), default=0) * (1 + (len(rows) - 1) // BATCH_ROWS)
-    if steps < PACKING_STEPS or not worth_packing(model):
+    if steps < PACKING_STEPS:
         return None
     made = PackedWeights()
     if state:
-        _packed[model] = (state, made)
+        _packed[inner] = (state, made)
     return made
+
+
+def _state(weight: torch.Tensor) -> tuple[int, int, int]:
+    """Changes when the weight does. A sample of its numbers too: writing through `.data`, as peft merges, counts up no
+    version."""
+    sample = weight.detach().reshape(-1)[::SAMPLED_EVERY].cpu().contiguous()
+    return weight.data_ptr(), weight._version, zlib.crc32(sample.view(torch.uint8).numpy().tobytes())
 
 
 def _row(
@@ -159,8 +173,11 @@ def _row(
                 f"{renderer.context_length}.",
                 "Shorten the character's card or the message.",
             )
-        # a question and its answer go together
-        messages = [message for i, message in enumerate(messages) if i not in turns[:2]]
+        # a question and its answer go together; far over, many at once, since counting costs
+        over = (len(ids) + room - renderer.context_length) / len(ids)
+        gone = min(max(1, int(over * len(turns) / 4)), (len(turns) - 1) // 2) * 2
+        left_out = set(turns[:gone])
+        messages = [message for i, message in enumerate(messages) if i not in left_out]
         ids = renderer.prompt_ids(messages)
     sampler = RowSampler(sampling, messages, renderer.eos_ids, _said(renderer, messages))
     return _Row(index, Prompt(tuple(ids), room, adapter, weights), sampler, TextStream(renderer))

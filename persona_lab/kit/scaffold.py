@@ -38,7 +38,8 @@ def scaffold(kind: str, name: str, out: Path) -> Path:
         "kind": kind,
         "id": part_id,
         "module": f"persona_lab_{part_id}",
-        "cls": "".join(word.capitalize() for word in part_id.split("_")),
+        # with its kind, so that no name hides what the template imports
+        "cls": "".join(word.capitalize() for word in [*part_id.split("_"), kind]),
         "title": part_id.replace("_", " ").capitalize(),
         "distribution": folder.name,
     }

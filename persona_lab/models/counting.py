@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from persona_lab.datasets.batching import shared_prefix
-from persona_lab.datasets.rendering import ChatRenderer
+from persona_lab.datasets.rendering import renderer_of
 from persona_lab.errors import BadInput, BadModel
 from persona_lab.home import Home, write_atomic
 from persona_lab.models.calibration import measured_for
@@ -57,7 +57,7 @@ def _key(base: BaseModelInfo, dataset: Dataset, system: str) -> str:
 
 def _count(base: BaseModelInfo, dataset: Dataset, system: str) -> TokenCounts | None:
     try:
-        renderer = ChatRenderer(Path(base.path))
+        renderer = renderer_of(Path(base.path))
     except BadModel:
         return None  # the training says so; a plan can still guess
     chosen = [*dataset.of("train"), *dataset.of("validation")[:MOST_VALIDATION]]

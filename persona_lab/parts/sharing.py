@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from persona_lab.errors import UnknownName
+from persona_lab.errors import BadInput, UnknownName
 from persona_lab.parts.base import Part
 from persona_lab.types import ChatRequest, Dataset, DatasetSummary, Persona
 
@@ -56,15 +56,27 @@ class Sharing(Part):
         summaries = self.datasets(persona_id)
         return (self.dataset(summaries[0].id), summaries[0]) if summaries else None
 
-    def _with_lore(self, request: ChatRequest) -> ChatRequest:
-        """The request with what its messages wake in the persona's lorebook."""
+    def _with_lore(self, requests: Sequence[ChatRequest]) -> list[ChatRequest]:
+        """The requests with what their messages wake in the lorebooks of their personas."""
         from persona_lab.lore import in_conversation
 
+        known: dict[str, Persona | None] = {}
+        found = []
+        for request in requests:
+            variant = request.variant
+            if variant.prompt_mode == "card" and variant.system:
+                if variant.persona not in known:
+                    known[variant.persona] = self._persona_or_none(variant.persona)
+                persona = known[variant.persona]
+                request = in_conversation(request, persona, self.home) if persona else request
+            found.append(request)
+        return found
+
+    def _persona_or_none(self, persona_id: str) -> Persona | None:
         try:
-            persona = self.catalog.persona(request.variant.persona)
-        except UnknownName:  # deleted since: the variant has the card it was made with
-            return request
-        return in_conversation(request, persona, self.home)
+            return self.catalog.persona(persona_id)
+        except (UnknownName, BadInput):  # deleted or damaged since: a variant has the card it was made with
+            return None
 
     def token_counter(self, base: str = "starter") -> Callable[[str], int]:
         """Counts a text's tokens as a base reads them; roughly, where that base is not on this machine."""

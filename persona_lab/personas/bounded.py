@@ -148,6 +148,9 @@ def _check_entry(info: zipfile.ZipInfo, name: str) -> None:
         raise BadInput(f"{what} leads out of the archive.", "Do not trust this file; nothing was read.")
     if info.flag_bits & 0x1:
         raise BadInput(f"{what} is encrypted.", "Pack it again without a password.")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # others unpack a few bytes to gigabytes before a limit is looked at
+        raise BadInput(f"{what} is packed in a way that cards are not.", "Pack it again as an ordinary zip.")
     if info.file_size > MAX_ENTRY:
         raise BadInput(f"{what} is larger than {MAX_ENTRY / 2**20:,.0f} MiB.", "Make it smaller.")
     if info.file_size > _RATIO_FROM and info.file_size > MAX_RATIO * max(info.compress_size, 1):

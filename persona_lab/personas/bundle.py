@@ -53,7 +53,6 @@ class Bundle:
     held_out: str = ""
     licence: str = UNSTATED
     provenance: dict[str, Any] = field(default_factory=dict)
-    manifest: dict[str, Any] = field(default_factory=dict)
 
 
 def is_bundle(files: Mapping[str, bytes]) -> bool:
@@ -112,7 +111,6 @@ def read_bundle(files: Mapping[str, bytes], name: str) -> Bundle:
         held_out=_text(files, "held_out.jsonl", name),
         licence=licence,
         provenance=_object(files, "provenance.json", name) if "provenance.json" in files else {},
-        manifest=manifest,
     )
 
 
@@ -143,7 +141,11 @@ def _data(files: Mapping[str, bytes], name: str) -> tuple[Dataset | None, Datase
     with tempfile.TemporaryDirectory(prefix="persona-lab-") as folder:
         path = Path(folder) / "dataset.jsonl"
         path.write_bytes(content)
-        dataset = load_dataset(path)
+        try:
+            dataset = load_dataset(path)
+        except BadInput as error:
+            told = error.message.replace(str(path), f"{name}: dataset.jsonl")
+            raise BadInput(told, _MADE_ANEW) from error
     try:
         summary = DatasetSummary.model_validate(_object(files, "dataset.summary.json", name))
     except ValidationError as error:

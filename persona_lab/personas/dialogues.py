@@ -25,10 +25,11 @@ def example_dialogues(persona: Persona, user: str = "User") -> tuple[Conversatio
     """
     text = persona.field("mes_example")[:MAX_TEXT].replace(_USER, "").replace(_CHAR, "")
     found: list[Conversation] = []
-    for number, part in enumerate(_START.split(text)[: MAX_DIALOGUES + 1]):
+    parts = [part for part in _START.split(text) if part.strip()]
+    for number, part in enumerate(parts[:MAX_DIALOGUES], 1):
         messages = tuple(_messages(part, persona, user))
         if any(message.role == "assistant" for message in messages):
-            name = f"example-{number or 1}"
+            name = f"example-{number}"
             found.append(Conversation(id=name, messages=messages, source=f"card: {name}", group=name))
     return tuple(found)
 

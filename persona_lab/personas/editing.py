@@ -11,7 +11,7 @@ from typing import Any
 from persona_lab.errors import BadInput
 from persona_lab.personas.bounded import bounded_json
 from persona_lab.personas.cards import MAX_NAME, V1_FIELDS, card_name, normalise
-from persona_lab.personas.lorebook_entries import MAX_ENTRIES
+from persona_lab.personas.lorebook_entries import MAX_ENTRIES, rows_of
 from persona_lab.types import Persona
 
 TEXTS = (
@@ -120,10 +120,7 @@ def _set_rest(data: dict[str, Any], rest: str) -> None:
 
 def entries_of(persona: Persona) -> list[dict[str, Any]]:
     """The lorebook's entries, as the card has them; what is no object is left out."""
-    book = persona.data.get(BOOK)
-    rows = book.get("entries") if isinstance(book, dict) else None
-    rows = list(rows.values()) if isinstance(rows, dict) else rows
-    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    return [row for row in rows_of(persona.data.get(BOOK)) if isinstance(row, dict)]
 
 
 def with_entry(persona: Persona, number: int | None, fields: Mapping[str, Any]) -> Persona:

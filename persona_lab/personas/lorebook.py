@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from persona_lab.personas.lorebook_entries import MAX_CONTENT, MAX_ENTRIES, Book, Entry, book_of
 from persona_lab.personas.lorebook_keys import Patience, Search
@@ -68,8 +69,9 @@ def lore_for(
     constant = [entry for entry in live if entry.constant]
     able = [e for e in live if not e.constant and said >= e.after_replies and (said % e.every_replies == 0)]
     woken: list[Entry] = []
+    newest = lru_cache(None)(lambda depth: _newest(messages, depth))  # most entries look equally far back
     for entry in able:
-        text = _newest(messages, book.scan_depth if entry.scan_depth is None else entry.scan_depth)
+        text = newest(book.scan_depth if entry.scan_depth is None else entry.scan_depth)
         if _wakes(entry, text, fill, patience):
             woken.append(entry)
     if book.recursive:

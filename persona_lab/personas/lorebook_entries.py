@@ -73,13 +73,18 @@ class Book:
 # --- reading --------------------------------------------------------------------------------------
 
 
+def rows_of(book: Any) -> list[Any]:
+    """A lorebook's entries as they were written, in a list or in an object by uid."""
+    rows = book.get("entries") if isinstance(book, Mapping) else None
+    return list(rows.values()) if isinstance(rows, Mapping) else rows if isinstance(rows, list) else []
+
+
 def book_of(data: Mapping[str, Any]) -> Book:
     """The lorebook of a card's `data`; empty where there is none. What cannot be used of it is passed over."""
     raw = data.get("character_book")
     if not isinstance(raw, dict):
         return Book()
-    rows = raw.get("entries")
-    rows = list(rows.values()) if isinstance(rows, dict) else rows if isinstance(rows, list) else []
+    rows = rows_of(raw)
     entries: list[Entry] = []
     keys = 0
     for number, row in enumerate(rows[:MAX_ENTRIES]):

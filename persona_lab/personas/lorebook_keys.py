@@ -7,6 +7,7 @@ a conversation's together have one; what exceeds it counts as not found and is r
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 
 import regex
 
@@ -17,6 +18,9 @@ _FLAGS = {"i": regex.IGNORECASE, "s": regex.DOTALL, "m": regex.MULTILINE, "u": r
 _REPEAT = regex.compile(r"\{\s*(\d*)\s*(?:,\s*\d*\s*)?\}")
 _RECURSION = regex.compile(r"\(\?(?:R|[+-]?\d|&|P>)")
 MAX_SIZE = 20_000
+
+
+_lower = lru_cache(8)(str.lower)  # thousands of keys search one text
 
 
 class Patience:
@@ -49,7 +53,7 @@ class Search:
         self, text: str, case_sensitive: bool, whole_words: bool, pattern: bool, patience: Patience, title: str
     ) -> None:
         self.text = text
-        self.plain = text if case_sensitive else text.lower()
+        self.plain = text if case_sensitive else _lower(text)
         self.case_sensitive, self.whole_words, self.pattern = case_sensitive, whole_words, pattern
         self.patience, self.title = patience, title
 

@@ -35,6 +35,8 @@ def substitute(text: str, persona: Persona, user: str = "User", original: str = 
     `{{char}}` and `<BOT>` give the nickname or the name, `{{user}}` and `<USER>` the `user`, `{{original}}` what the
     field replaces; comments (`{{// ...}}`, `{{comment: ...}}`) and `{{hidden_key: ...}}` go.
     """
+    if "{{" not in text and "<" not in text:
+        return text[:_LONGEST]
     char = spoken_name(persona)
     room = _Room()
     text = _TAG.sub(lambda match: room.take(char if match[1].lower() == "bot" else user), text[:_LONGEST])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from persona_lab.datasets.toolkit import read_bytes
 from persona_lab.errors import BadInput
 from persona_lab.home import write_atomic
 from persona_lab.personas.bounded import bounded_json
+from persona_lab.personas.cards import card_to_json
 from persona_lab.types import now
 
 VERSIONS, UNDONE = "versions", "undone"
@@ -38,12 +40,17 @@ class Version:
 
 def versions(folder: Path) -> list[Version]:
     """Earlier versions, newest first; damaged files are passed over."""
-    return _read_all(folder / VERSIONS)
+    return list(_read_all(folder / VERSIONS))
 
 
 def can_redo(folder: Path) -> bool:
     """Whether something was taken back since the last edit."""
-    return bool(_read_all(folder / VERSIONS / UNDONE))
+    return next(_read_all(folder / VERSIONS / UNDONE), None) is not None
+
+
+def can_undo(folder: Path) -> bool:
+    """Whether there is an earlier version."""
+    return next(_read_all(folder / VERSIONS), None) is not None
 
 
 def keep_version(folder: Path) -> None:
@@ -79,16 +86,15 @@ def redo_edit(folder: Path) -> None:
 
 
 def _swap(folder: Path, source: Path, target: Path, none: str) -> None:
-    found = _read_all(source)
-    if not found:
+    version = next(_read_all(source), None)
+    if version is None:
         raise BadInput(none, "Edit the card first.")
-    version = found[0]
     _push(folder, target)
     if version.avatar is not None:
         write_atomic(folder / AVATAR, (folder / VERSIONS / version.avatar).read_bytes())
     else:
         (folder / AVATAR).unlink(missing_ok=True)
-    write_atomic(folder / CARD, _as_json(version.card))
+    write_atomic(folder / CARD, card_to_json(version.card))
     _file(source, version.number).unlink()
 
 
@@ -100,7 +106,8 @@ def _push(folder: Path, stack: Path) -> None:
         avatar = f"{hashlib.sha256(content).hexdigest()}.png"
         if not (folder / VERSIONS / avatar).is_file():
             write_atomic(folder / VERSIONS / avatar, content)
-    number = max((version.number for version in _read_all(stack)), default=0) + 1
+    # of every file, also of one that cannot be read: it must not be written over
+    number = max((int(path.stem) for path in stack.glob("[0-9]*.json") if path.stem.isdecimal()), default=0) + 1
     document = {"saved": now(), "card": card, "avatar": avatar}
     write_atomic(_file(stack, number), json.dumps(document, ensure_ascii=False))
 
@@ -120,8 +127,7 @@ def _file(stack: Path, number: int) -> Path:
     return stack / f"{number:05}.json"
 
 
-def _read_all(stack: Path) -> list[Version]:
-    found = []
+def _read_all(stack: Path) -> Iterator[Version]:
     for path in sorted(stack.glob("[0-9]*.json"), reverse=True):
         try:
             row = json.loads(path.read_text("utf-8"))
@@ -129,9 +135,6 @@ def _read_all(stack: Path) -> list[Version]:
         except (ValueError, KeyError, TypeError, OSError):
             continue
         if version.avatar is None or (stack / version.avatar).is_file() or (stack.parent / version.avatar).is_file():
-            found.append(version)
-    return found
+            yield version
 
 
-def _as_json(card: dict[str, Any]) -> str:
-    return json.dumps(card, ensure_ascii=False, indent=2) + "\n"

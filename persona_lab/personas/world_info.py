@@ -13,8 +13,8 @@ from typing import Any
 
 from persona_lab.datasets.toolkit import json_type
 from persona_lab.errors import BadInput
+from persona_lab.personas.lorebook_entries import MAX_ENTRIES, rows_of
 
-MAX_ENTRIES = 5_000
 _SILLY = {
     "key", "keysecondary", "content", "comment", "constant", "selective", "order", "position", "disable", "uid",
     "extensions", "caseSensitive", "useRegex",
@@ -184,8 +184,7 @@ def _of_agnai(row: Mapping[str, Any]) -> dict[str, Any]:
 def added_to(book: Mapping[str, Any] | None, more: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], int]:
     """The book with more entries at its end, and how many were new; one that is there already is passed over."""
     merged: dict[str, Any] = copy.deepcopy(dict(book)) if isinstance(book, Mapping) else {"extensions": {}}
-    entries = merged.get("entries")
-    merged["entries"] = entries = entries if isinstance(entries, list) else []
+    merged["entries"] = entries = rows_of(merged)
     known = {_identity(entry) for entry in entries if isinstance(entry, dict)}
     added = 0
     for entry in more:

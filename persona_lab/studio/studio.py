@@ -207,6 +207,8 @@ class Studio:
         folder = self.store.folder(batch_id)
         if self._active(batch_id):
             raise BadInput(f"Batch {batch_id!r} is being written.", "Stop it first.")
+        with self.store.writing(batch_id):
+            pass  # refused where another process writes it
         self._put_aside(folder, batch_id)
 
     # --- writing ---------------------------------------------------------------------------------
@@ -220,6 +222,7 @@ class Studio:
         with self._lock:
             if self._active(batch_id):
                 raise BadInput(f"Batch {batch_id!r} is being written already.", "Wait for it.")
+            self._problems.pop(batch_id, None)
             work = self._work[batch_id] = _Work()
         self._write(batch_id, work, on_row)
         return self.view(batch_id)
@@ -249,7 +252,7 @@ class Studio:
                 return
             self._problems.pop(batch_id, None)
             self._waiting.append(batch_id)
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._loop, name="studio", daemon=True)
                 self._thread.start()
 
@@ -285,7 +288,7 @@ class Studio:
                 work = self._work[batch_id] = _Work()
             try:
                 self._write(batch_id, work)
-            except (PersonaLabError, OSError) as error:
+            except (PersonaLabError, OSError, ValueError) as error:
                 self._problems[batch_id] = str(error)
 
 

@@ -40,6 +40,8 @@ def check_exporter(shop: Workshop, exporter: str, out: Path, **settings: Any) ->
         if path.suffix in (".json", ".md", ".txt", ".jinja", ""):
             text = path.read_text(encoding="utf-8") if path.is_file() else ""
             assert str(shop.home.root) not in text, f"{path.name} names a path of this machine"
+    weights = [path for path in out.rglob("*") if path.suffix in (".safetensors", ".gguf")]
+    assert result["check"] or not weights, "there are weights in it, but nothing that could be loaded and compared"
     if result["check"]:
         off = result["check"]["mean_loglikelihood"]["relative_difference"]
         assert off < 0.25, f"what was written is not the variant: {result['check']['verdict']}"

@@ -123,6 +123,8 @@ def merged_model(model: Any) -> Any:
             "A LoRA cannot be merged into 4-bit weights.", "Train with `lora`, or merge on the unquantised base."
         )
     merged = model.merge_and_unload()
+    # peft adds through .data, which nobody who keeps something made of the weights would notice
+    torch.autograd.graph.increment_version(list(merged.parameters()))
     return merged.requires_grad_(False)
 
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from persona_lab.errors import PersonaLabError
 from persona_lab.ui import quick_gradio  # noqa: F401  (first: it halves the time gradio takes to import)
@@ -60,9 +61,22 @@ QUEUE_LIMIT = 64
 CACHE_SECONDS = 24 * 3600
 
 
+class Lab(gr.Blocks):
+    """Gradio's page, which writes no traceback for what it refuses of a visitor: a number out of bounds, a choice that
+    is gone because another character was chosen in the same moment. The page says so where it happened."""
+
+    async def preprocess_data(self, *args: Any, **kwargs: Any) -> Any:
+        """As gradio's; its refusals stay out of the log."""
+        try:
+            return await super().preprocess_data(*args, **kwargs)
+        except gr.Error as refused:
+            refused.print_exception = False
+            raise
+
+
 def build_page(engine: Engine) -> tuple[gr.Blocks, Page]:
     """The whole page over an open engine."""
-    with gr.Blocks(title="Persona Lab", fill_width=True, delete_cache=(3600, CACHE_SECONDS)) as demo:
+    with Lab(title="Persona Lab", fill_width=True, delete_cache=(3600, CACHE_SECONDS)) as demo:
         with gr.Row(elem_classes=["pl-top"]):
             gr.HTML(_banner(engine), elem_classes=["pl-banner"])
             persona = gr.Dropdown(

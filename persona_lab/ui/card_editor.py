@@ -10,7 +10,7 @@ import gradio as gr
 from persona_lab.errors import PersonaLabError
 from persona_lab.personas.editing import edited_card, greetings_of, rest_of, tags_of
 from persona_lab.personas.pictures import as_png
-from persona_lab.personas.versions import can_redo, versions
+from persona_lab.personas.versions import can_redo, can_undo
 from persona_lab.types import Persona
 from persona_lab.ui.card_view import FIELDS, preview
 from persona_lab.ui.lorebook_panel import LorebookPanel
@@ -150,7 +150,7 @@ class CardEditor:
     def _steps(self, chosen: str) -> list[Any]:
         """Whether there is something to undo, and to bring back."""
         folder = self.page.engine.home.persona(chosen)
-        return [gr.update(visible=bool(versions(folder))), gr.update(visible=can_redo(folder))]
+        return [gr.update(visible=can_undo(folder)), gr.update(visible=can_redo(folder))]
 
     def _bases(self, base: str) -> Any:
         ready = [model.id for model in self.page.engine.models() if model.ready]

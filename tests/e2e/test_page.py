@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable
@@ -14,15 +13,7 @@ from playwright.sync_api import Page, expect
 
 from .conftest import App
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.slow,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(
-        not os.environ.get("PERSONA_LAB_LONG_BROWSER"),
-        reason="not run to its end on the new page yet; PERSONA_LAB_LONG_BROWSER=1 runs it",
-    ),
-]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 Opener = Callable[[str], Any]
 MEMORY_LIMIT = 300e6

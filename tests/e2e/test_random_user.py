@@ -18,15 +18,7 @@ from playwright.sync_api import Error, Locator, Page
 
 from .conftest import App
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.slow,
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(
-        not os.environ.get("PERSONA_LAB_RANDOM_USER"),
-        reason="still finds trouble now and then (a request cut off by a reload); PERSONA_LAB_RANDOM_USER=1 runs it",
-    ),
-]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 
 ACTIONS = 200
 SEED = int(os.environ.get("PERSONA_LAB_RANDOM_SEED", "20261124"))
@@ -46,14 +38,6 @@ VISIBLE = """(selector) => [...document.querySelectorAll(selector)]
 # what gradio says when a page is left while it still waits for an answer
 CUT_OFF = re.compile(r"AbortError|Connection errored out")
 TROUBLE = re.compile(r"Traceback|A handler of the page failed|Exception in|ERROR:")
-
-
-TOLD = re.compile(
-    r"Traceback \(most recent call last\):\n(?:[ \t].*\n)+gradio\.exceptions\.Error: "
-    r".*(?:(?:less|greater) than m(?:in|ax)imum|is not in the list of choices).*"
-)
-"""What gradio refuses with a note on the page, and writes into its log like a failure: a number out of bounds, and a
-choice that is gone because another character was chosen in the same moment."""
 
 
 class User:
@@ -174,7 +158,7 @@ def test_two_hundred_actions_break_nothing(app: App, chromium: Any) -> None:
         user.act()
     page.wait_for_timeout(1000)
     page.context.close()
-    log = TOLD.sub("", app.log.read_text())
+    log = app.log.read_text()
     trouble = TROUBLE.search(log)
     shown = log[max(0, trouble.start() - 200) : trouble.start() + 3000] if trouble else ""
     assert not trouble, f"after {user.done[-30:]}:\n{shown}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
@@ -25,21 +26,16 @@ def _same(conversation: Conversation) -> str:
 class _Repeats(Check):
     """Rows of which all but the best of each family are too many: the one held out most strictly, then the first."""
 
+    @abstractmethod
     def families(self, conversations: Sequence[Conversation]) -> list[list[int]]:
         """Indices of rows that repeat each other, two or more together."""
-        raise NotImplementedError
 
     def hits(self, dataset: Dataset, context: Context) -> list[Hit]:
         rows = dataset.conversations
         found = []
         for family in self.families(rows):
             kept = max(family, key=lambda i: (_STRICTNESS.get(rows[i].split or "", 0), -i))
-            found += [
-                Hit(i, f"like row {kept}: {excerpt(replies(rows[i])[0])}")
-                for i in family
-                # a row that is held out is taken out only for another that is
-                if i != kept and _STRICTNESS.get(rows[i].split or "", 0) <= _STRICTNESS.get(rows[kept].split or "", 0)
-            ]
+            found += [Hit(i, f"like row {kept}: {excerpt(replies(rows[i])[0])}") for i in family if i != kept]
         return sorted(found, key=lambda hit: hit.row)
 
 

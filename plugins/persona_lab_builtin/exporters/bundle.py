@@ -5,14 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from persona_lab.api import BaseModelInfo, ExportContext, Exporter, Persona, Problem, Variant
-from persona_lab_builtin.exporters.gguf import (
-    GGUFConfig,
-    architecture_problems,
-    gguf_bytes,
-    merged_warning,
-    write_gguf_file,
-)
+from persona_lab.api import BaseModelInfo, ExportContext, Persona, Variant
+from persona_lab_builtin.exporters.gguf import HoldsGGUF, write_gguf_file
 
 _HOW = """# {name}: how to talk to it
 
@@ -36,33 +30,13 @@ _HOW = """# {name}: how to talk to it
 """
 
 
-class BundleExporter(Exporter):
+class BundleExporter(HoldsGGUF):
     """Card PNG, GGUF in `publisher/model/`, HOW-TO, persona and model card."""
 
     id = "bundle"
     title = "Bundle (LM Studio, KoboldCpp)"
     summary = "The card as a picture, the weights, and a page that says what to click."
     rank = 50
-    Config = GGUFConfig
-
-    def check(self, variant: Variant) -> list[Problem]:
-        """Only what has weights of its own."""
-        if variant.kind in ("base", "prompt"):
-            return [
-                Problem(
-                    message=f"{variant.name!r} has no weights of its own.",
-                    fix="Export the persona's card, or train a variant.",
-                )
-            ]
-        return merged_warning(variant)
-
-    def check_base(self, variant: Variant, base: BaseModelInfo, settings: GGUFConfig) -> list[Problem]:
-        """Kinds of models that would come out wrong."""
-        return architecture_problems(base)
-
-    def estimate_bytes(self, variant: Variant, base: BaseModelInfo, settings: GGUFConfig) -> int:
-        """The file, and the merged model that is made on the way."""
-        return gguf_bytes(variant, base, settings)
 
     def export(
         self, variant: Variant, persona: Persona, base: BaseModelInfo, out: Path, ctx: ExportContext

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -24,25 +24,19 @@ class GGUFConfig(Frozen):
     )
 
 
-class GGUFExporter(Exporter):
-    """Merges, and writes F16, Q8_0 or a type of 4 or 5 bits."""
+class HoldsGGUF(Exporter):
+    """What exporters with a GGUF file in them share. `instead`: what to take for a variant without weights."""
 
-    id = "gguf"
-    title = "GGUF (llama.cpp)"
-    summary = "One file for llama.cpp, LM Studio, KoboldCpp and others."
-    rank = 30
     Config = GGUFConfig
+    instead: ClassVar[str] = "Export the persona's card, or train a variant."
 
     def check(self, variant: Variant) -> list[Problem]:
         """Only what has weights of its own."""
+        from persona_lab.api import merged_warning
+
         if variant.kind in ("base", "prompt"):
             why = "the base model, untrained" if variant.kind == "base" else "only a prompt, without weights of its own"
-            return [
-                Problem(
-                    message=f"{variant.name!r} is {why}: its file would be the base's.",
-                    fix="Export it as `ollama`, where the prompt goes along, or train a variant.",
-                )
-            ]
+            return [Problem(message=f"{variant.name!r} is {why}: its file would be the base's.", fix=self.instead)]
         return merged_warning(variant)
 
     def check_base(self, variant: Variant, base: BaseModelInfo, settings: GGUFConfig) -> list[Problem]:
@@ -51,7 +45,19 @@ class GGUFExporter(Exporter):
 
     def estimate_bytes(self, variant: Variant, base: BaseModelInfo, settings: GGUFConfig) -> int:
         """The file, and the merged model that is made on the way."""
-        return gguf_bytes(variant, base, settings)
+        from persona_lab.api import estimate_gguf_bytes, whole_model_bytes
+
+        return estimate_gguf_bytes(base.config, base.parameters, settings.type) + whole_model_bytes(variant, base)
+
+
+class GGUFExporter(HoldsGGUF):
+    """Merges, and writes F16, Q8_0 or a type of 4 or 5 bits."""
+
+    id = "gguf"
+    title = "GGUF (llama.cpp)"
+    summary = "One file for llama.cpp, LM Studio, KoboldCpp and others."
+    rank = 30
+    instead = "Export it as `ollama`, where the prompt goes along, or train a variant."
 
     def export(
         self, variant: Variant, persona: Persona, base: BaseModelInfo, out: Path, ctx: ExportContext
@@ -71,17 +77,6 @@ class GGUFExporter(Exporter):
 # --- shared by exporters with a GGUF file in them -------------------------------------------------
 
 
-def merged_warning(variant: Variant) -> list[Problem]:
-    """That a 4-bit variant is merged into other weights than it was trained on."""
-    if not variant.quantization:
-        return []
-    message = (
-        "Trained on 4-bit weights, it is merged into the unquantised base, so its replies may differ a little from "
-        "those in the chat."
-    )
-    return [Problem(message=message, severity="warning")]
-
-
 def architecture_problems(base: BaseModelInfo) -> list[Problem]:
     """Why a model of this kind cannot be written, if so."""
     from persona_lab.api import refuse_architecture
@@ -93,13 +88,6 @@ def architecture_problems(base: BaseModelInfo) -> list[Problem]:
     except BadInput as error:
         return [Problem(message=error.message, fix=error.fix)]
     return []
-
-
-def gguf_bytes(variant: Variant, base: BaseModelInfo, settings: GGUFConfig) -> int:
-    """The GGUF file and what is made on the way."""
-    from persona_lab.api import estimate_gguf_bytes, whole_model_bytes
-
-    return estimate_gguf_bytes(base.config, base.parameters, settings.type) + whole_model_bytes(variant, base)
 
 
 def write_gguf_file(

@@ -31,6 +31,8 @@ class MergedExporter(Exporter):
 
     def check(self, variant: Variant) -> list[Problem]:
         """Variants without weights of their own cannot be merged; a 4-bit one is merged into other weights."""
+        from persona_lab.api import merged_warning
+
         if variant.kind in ("base", "prompt"):
             why = "the base model, untrained" if variant.kind == "base" else "only a prompt, without weights of its own"
             return [
@@ -39,15 +41,7 @@ class MergedExporter(Exporter):
                     fix="Export the persona's card, or train a variant.",
                 )
             ]
-        if variant.quantization:
-            return [
-                Problem(
-                    message="Trained on 4-bit weights, it is merged into the unquantised base, so its replies may "
-                    "differ a little from those in the chat.",
-                    severity="warning",
-                )
-            ]
-        return []
+        return merged_warning(variant)
 
     def estimate_bytes(self, variant: Variant, base: BaseModelInfo, settings: Any) -> int:
         """The weights."""

@@ -10,14 +10,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from persona_lab.api import BaseModelInfo, ExportContext, Exporter, Persona, Problem, Sampling, Variant
-from persona_lab_builtin.exporters.gguf import (
-    GGUFConfig,
-    architecture_problems,
-    gguf_bytes,
-    merged_warning,
-    write_gguf_file,
-)
+from persona_lab.api import BaseModelInfo, ExportContext, Persona, Problem, Sampling, Variant
+from persona_lab_builtin.exporters.gguf import GGUFConfig, HoldsGGUF, write_gguf_file
 
 if TYPE_CHECKING:
     from persona_lab.api import GoTemplate
@@ -36,7 +30,7 @@ class OllamaConfig(GGUFConfig):
     )
 
 
-class OllamaExporter(Exporter):
+class OllamaExporter(HoldsGGUF):
     """GGUF, Modelfile, persona and model card."""
 
     id = "ollama"
@@ -47,6 +41,8 @@ class OllamaExporter(Exporter):
 
     def check(self, variant: Variant) -> list[Problem]:
         """A prompt that chooses its examples anew for each question cannot be written down."""
+        from persona_lab.api import merged_warning
+
         if variant.kind == "prompt" and variant.path:
             return [
                 Problem(
@@ -55,14 +51,6 @@ class OllamaExporter(Exporter):
                 )
             ]
         return merged_warning(variant)
-
-    def check_base(self, variant: Variant, base: BaseModelInfo, settings: OllamaConfig) -> list[Problem]:
-        """Kinds of models that would come out wrong."""
-        return architecture_problems(base)
-
-    def estimate_bytes(self, variant: Variant, base: BaseModelInfo, settings: OllamaConfig) -> int:
-        """The file, and the merged model that is made on the way."""
-        return gguf_bytes(variant, base, settings)
 
     def export(
         self, variant: Variant, persona: Persona, base: BaseModelInfo, out: Path, ctx: ExportContext

@@ -67,9 +67,18 @@ class CompletionReader(DatasetReader):
         )
 
     def read(self, path: Path, persona: Persona, mapping: Mapping[str, str]) -> ReadResult:
-        from persona_lab.api import Block, UnusableRow, collect, document_result, make_conversation, read_rows
+        from persona_lab.api import (
+            BadInput,
+            Block,
+            UnusableRow,
+            collect,
+            document_result,
+            make_conversation,
+            read_rows,
+            split_of,
+        )
 
-        passages: list[str] = []
+        passages: dict[str, list[str]] = {}
 
         def convert(row: Any, source: str) -> Conversation | None:
             column = _column(row)
@@ -78,18 +87,28 @@ class CompletionReader(DatasetReader):
             turns = _turns(row[column])
             if turns:
                 return make_conversation(turns, source, row)
-            passages.append(row[column])
+            passages.setdefault(str(row.get("split") or ""), []).append(row[column])
             return None
 
         conversations, skipped = collect(read_rows(path), path, convert)
         found, notes = list(conversations), []
-        if passages:
+        for split, texts in passages.items():
             blocks = [
                 block
-                for text in passages  # a heading without words keeps the rows apart
+                for text in texts  # a heading without words keeps the rows apart
                 for block in (Block("", True), *(Block(part) for part in re.split(r"\n\s*\n", text)))
             ]
-            made = document_result(blocks, persona, path.name)
-            found += made.conversations
+            try:
+                made = document_result(blocks, persona, f"{path.name}:{split}" if split else path.name)
+            except BadInput as error:
+                if not found and len(passages) == 1:
+                    raise
+                notes.append(error.message)  # too little of it beside what is good
+                continue
+            found += (
+                [row.model_copy(update={"split": split_of(split)}) for row in made.conversations]
+                if split
+                else (made.conversations)
+            )
             notes += made.warnings
         return ReadResult(conversations=tuple(found), skipped=tuple(skipped), warnings=tuple(notes))

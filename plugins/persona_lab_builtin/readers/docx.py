@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from persona_lab.api import BadInput, DatasetReader, Detection, Persona, ReadResult
+from persona_lab.api import DatasetReader, Detection, Persona, ReadResult
 
 _DOCUMENT = "word/document.xml"
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
@@ -21,17 +21,9 @@ class DocxReader(DatasetReader):
     binary = True
 
     def detect(self, path: Path) -> Detection:
-        from persona_lab.api import Zip
+        from persona_lab.api import zip_member
 
-        try:
-            names = Zip(path).names
-        except BadInput:
-            return Detection(score=0)
-        return (
-            Detection(score=0.97, why=f"it is a zip archive with {_DOCUMENT}")
-            if _DOCUMENT in names
-            else Detection(score=0)
-        )
+        return zip_member(path, _DOCUMENT, f"it is a zip archive with {_DOCUMENT}")
 
     def read(self, path: Path, persona: Persona, mapping: Mapping[str, str]) -> ReadResult:
         from persona_lab.api import Block, Zip, document_result, xml_root
@@ -41,10 +33,20 @@ class DocxReader(DatasetReader):
         for paragraph in root.iter(f"{_W}p"):
             style = paragraph.find(f"{_W}pPr/{_W}pStyle")
             heading = style is not None and str(style.get(f"{_W}val", "")).lower().startswith(("heading", "title"))
-            text = " ".join("".join(_text(element) for element in paragraph.iter()).split())
+            text = " ".join("".join(_text(element) for element in _own(paragraph)).split())
             if text:
                 blocks.append(Block(text, heading))
         return document_result(blocks, persona, path.name)
+
+
+def _own(paragraph):
+    """Elements of a paragraph, without those of paragraphs in it (text boxes), which come by themselves."""
+    waiting = list(reversed(paragraph))
+    while waiting:
+        element = waiting.pop()
+        yield element
+        if element.tag != f"{_W}p":
+            waiting.extend(reversed(element))
 
 
 def _text(element) -> str:

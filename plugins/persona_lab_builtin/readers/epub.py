@@ -22,21 +22,16 @@ class EpubReader(DatasetReader):
     binary = True
 
     def detect(self, path: Path) -> Detection:
-        from persona_lab.api import Zip
+        from persona_lab.api import zip_member
 
-        try:
-            names = Zip(path).names
-        except BadInput:
-            return Detection(score=0)
-        if _CONTAINER not in names:
-            return Detection(score=0)
-        return Detection(score=0.97, why=f"it is a zip archive with {_CONTAINER}, as EPUB books are")
+        return zip_member(path, _CONTAINER, f"it is a zip archive with {_CONTAINER}, as EPUB books are")
 
     def read(self, path: Path, persona: Persona, mapping: Mapping[str, str]) -> ReadResult:
         from persona_lab.api import Zip, document_result, html_blocks
 
         book = Zip(path)
-        pages = [name for name in self._pages(book) if name in book.names]
+        known = set(book.names)
+        pages = [name for name in dict.fromkeys(self._pages(book)) if name in known]
         blocks = [block for name in pages for block in html_blocks(book.read(name))]
         return document_result(blocks, persona, path.name)
 

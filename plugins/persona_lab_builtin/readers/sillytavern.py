@@ -65,6 +65,7 @@ class SillyTavernReader(DatasetReader):
 
         rows = read_rows(path)
         head = _head([row for _, row in rows.rows[:1]]) or {}
+        head = {key: value for key, value in head.items() if value != "unused"}  # what newer versions write there
         character = str(head.get("character_name") or "")
         said = []
         for number, row in rows.rows:

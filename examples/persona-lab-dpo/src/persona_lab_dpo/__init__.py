@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,12 @@ class DPO(Strategy):
     class Config(Frozen):
         """What is asked of a user."""
 
-        variant: str = Field("", max_length=200, description="The trained variant to go on from, by its id.")
+        variant: str = Field(
+            "",
+            max_length=200,
+            description="The trained variant to go on from, by its id.",
+            json_schema_extra={"pick": "variant"},
+        )
         preferences: str = Field(
             "", max_length=4000, description="File of preference pairs: JSON lines with prompt, chosen and rejected."
         )
@@ -140,10 +146,16 @@ def read_pairs(path: Path) -> list[Pair]:
     Raises:
         BadInput: it cannot be read, or a row is no pair; names the row.
     """
-    if path.stat().st_size > MOST_BYTES:
-        raise BadInput(f"{path} is larger than {MOST_BYTES >> 20} MiB.", "Split it.")
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise BadInput(f"{path} is larger than {MOST_BYTES >> 20} MiB.", "Split it.")
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: a reply may hold other line ends
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} cannot be read: {error}.", "Export the votes again.") from error
+    if len(lines) > MOST_PAIRS:
+        raise BadInput(f"{path} has more than {MOST_PAIRS:,} lines.", "Split it.")
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()[:MOST_PAIRS], 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -170,8 +182,8 @@ def _reply(value: Any) -> str:
 def split(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
     """(held out, learnt): by prompt, so that no question stands on both sides; the same for the same file."""
     prompts = sorted({_key(pair) for pair in pairs})
-    every = max(2, round(1 / share))
-    chosen = {prompt for place, prompt in enumerate(prompts) if place % every == 0}
+    count = min(max(1, round(len(prompts) * share)), len(prompts))
+    chosen = set(random.Random(0).sample(prompts, count))
     return [p for p in pairs if _key(p) in chosen], [p for p in pairs if _key(p) not in chosen]
 
 
