@@ -46,9 +46,7 @@ def outcomes(a: RunView, b: RunView) -> list[dict[str, Any]]:
 
 
 def _at(run: RunView, path: Sequence[str]) -> Any:
-    if path == ("status",):
-        return run.status
-    value: Any = run.result
+    value: Any = {**run.result, "status": run.status}
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value

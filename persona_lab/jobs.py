@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,13 @@ def worker_process(started: Started) -> psutil.Process | None:
     return process
 
 
+@lru_cache(maxsize=4)
+def _events(path: Path, size: int, changed: int) -> tuple[AnyEvent, ...]:
+    """A log in this state: several parts of the page ask for a run at each tick. Few are kept, since
+    a long run's are megabytes."""
+    return tuple(read_events(path)[0])
+
+
 def view(folder: Path, exit_record: dict[str, Any] | None = None) -> RunView:
     """The state of a run, derived from its folder.
 
@@ -68,11 +76,12 @@ def view(folder: Path, exit_record: dict[str, Any] | None = None) -> RunView:
         exit_record: what the supervisor knows of the process's end, where exit.json could not be written.
     """
     job = read_job(folder)
-    events, _ = read_events(folder / "events.jsonl")
+    path = folder / "events.jsonl"
     started: Started | None = None
     terminal: Done | Failed | None = None
     phase, step, attempt, first = "", None, 0, ""
-    for event in events:
+    state = path.stat() if path.exists() else None
+    for event in _events(path, state.st_size, state.st_mtime_ns) if state else ():
         if isinstance(event, Started):
             started, terminal, attempt, first = event, None, attempt + 1, first or event.time
         elif isinstance(event, Phase):

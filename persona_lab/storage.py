@@ -16,6 +16,9 @@ KINDS = {
     "variants": ("Variants", "The trained weights of your characters."),
     "runs": ("Runs", "Logs, curves, reports and checkpoints of trainings and evaluations."),
     "personas": ("Characters and data", "Cards, pictures, conversations and probes."),
+    "chats": ("Conversations", "What was said in the Chat tab."),
+    "votes": ("Votes", "Blind comparisons, with the replies that were compared."),
+    "feedback": ("Feedback", "Thumbs and corrections."),
     "studio": ("Studio", "Prompts, styles, batches and ratings."),
     "exports": ("Exports", "What was taken along to this folder."),
     "plugins": ("Plugins", "Files of your own."),
@@ -82,6 +85,10 @@ def clean(home: Home, kind: str) -> int:
     if folder.exists():
         # out of the way in one step, so that nobody finds half of it
         away = Path(tempfile.mkdtemp(dir=home.root, prefix=".gone-"))
-        folder.rename(away / kind)
+        try:
+            folder.rename(away / kind)
+        except PermissionError as error:  # on Windows, while a program has a file of it open
+            away.rmdir()
+            raise BadInput(f"{folder} is in use.", "Stop the chat, or try again after the next start.") from error
         shutil.rmtree(away)
     return freed

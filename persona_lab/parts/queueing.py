@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from persona_lab.comparing import compared
 from persona_lab.errors import PersonaLabError
 from persona_lab.headlines import VariantFacts, facts_of
 from persona_lab.jobs import ask_to_keep
 from persona_lab.parts.base import Part
+
+Found = TypeVar("Found")
 
 
 class Queueing(Part):
@@ -51,11 +54,9 @@ class Queueing(Part):
             if variant.persona not in reports:
                 kept = self.reports(variant.persona)
                 reports[variant.persona] = [self.home.run(report.id) / "metrics.json" for report in kept]
-            try:
-                run = self.run(variant.run) if variant.run else None
-                base = self.base_variant(variant.persona, variant.compared_with)
-            except PersonaLabError:  # its run, its persona or its base was deleted: what is left is still shown
-                run, base = None, None
+            # what was deleted of run, persona and base is not told; what is left of them is
+            run = _or_none(self.run, variant.run) if variant.run else None
+            base = _or_none(self.base_variant, variant.persona, variant.compared_with)
             found.append(facts_of(variant, run, reports[variant.persona], base))
         return found
 
@@ -66,3 +67,10 @@ class Queueing(Part):
     def run_count(self) -> int:
         """How many runs there are, without reading them."""
         return sum(1 for _ in self.home.root.glob("runs/*/job.json"))
+
+
+def _or_none(find: Callable[..., Found], *asked: str) -> Found | None:
+    try:
+        return find(*asked)
+    except PersonaLabError:
+        return None

@@ -31,6 +31,7 @@ MAX_NAME = 300
 MAX_PART = 200
 _RATIO_FROM = 1 * 2**20
 _ODD_NUMBER = re.compile(r"NaN|Infinity|[eE]\+?\d{3}|\d{309}")
+_DEVICE = re.compile(r"(?i)(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?")  # of Windows
 _DRIVE = re.compile(r"^[A-Za-z]:")
 _AGAIN = "Export or download it again."
 
@@ -177,6 +178,8 @@ def safe_path(path: str) -> bool:
         and not _DRIVE.match(path)
         and path == str(PurePosixPath(path))
         and all(part != ".." and not part.endswith((".", " ")) and ":" not in part for part in parts)
+        and not set('<>"|?*') & set(path)
+        and not any(_DEVICE.fullmatch(part) for part in parts)
         and all(len(part.encode("utf-8", "replace")) <= MAX_PART for part in parts)
     )
 

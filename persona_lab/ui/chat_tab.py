@@ -165,6 +165,7 @@ class Chat:
         alone = not engine.variants(session.persona)
         hint = empty("Only the base model so far", "Train a variant, and it appears beside it.") if alone else ""
         choices = variant_choices(engine, session.persona, session.models)
+        session.names = {value: name for name, value in choices}
         known = {value for _, value in choices}
         choices += [(f"{v} (deleted)", v) for v in dict.fromkeys(session.variants) if v not in known]
         face = self._face(session.persona)

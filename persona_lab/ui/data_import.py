@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import Any
 
@@ -25,7 +24,8 @@ class ImportPanel:
     def __init__(self, page: Page) -> None:
         self.page = page
         self.done = gr.State("")
-        self.stopped = threading.Event()
+        self.stopping: set[str] = set()
+        """Sessions whose import is to stop: one window's Stop is not another's."""
         formats = [("Find out", AUTO)] + [(part.title, part.id) for part in page.engine.plugins.all("reader")]
         with gr.Accordion("Add conversations from a file", open=False):
             with gr.Row():
@@ -62,7 +62,7 @@ class ImportPanel:
             show_progress_on=self.result,
             concurrency_limit=1,
         )
-        stop.click(self.stopped.set, None, None, **QUIET)
+        stop.click(self._stop, None, None, queue=False, api_visibility="private")
         card.click(self._from_card, page.persona, [self.result, self.done], **QUIET)
 
     def _look(self, persona: str | None, path: str | None, format_id: str) -> tuple[Any, ...]:
@@ -79,8 +79,12 @@ class ImportPanel:
             _choice(look, "user", "*" if "*" in look.roles.get("user", ()) else ""),
         )
 
+    def _stop(self, request: gr.Request) -> None:
+        self.stopping.add(request.session_hash or "")
+
     def _add(
         self,
+        request: gr.Request,
         persona: str | None,
         path: str | None,
         format_id: str,
@@ -88,11 +92,11 @@ class ImportPanel:
         user: str | None,
         progress: gr.Progress = gr.Progress(),
     ) -> tuple[Any, ...]:
-        self.stopped.clear()
+        who = request.session_hash or ""
         shown = [0.0]
 
         def watch(doing: str, share: float) -> None:
-            if self.stopped.is_set():
+            if who in self.stopping:
                 raise Cancelled("The import was stopped, and nothing was changed.", "")
             if time.monotonic() - shown[0] > SHOWN_EVERY:
                 shown[0] = time.monotonic()
@@ -108,6 +112,8 @@ class ImportPanel:
             made = self.page.engine.import_dataset(path, persona, format_id, mapping, watch)
         except PersonaLabError as error:
             return error_box(error), gr.skip(), gr.skip()
+        finally:
+            self.stopping.discard(who)
         return _made(made), made.id, None
 
     def _from_card(self, persona: str | None) -> tuple[Any, ...]:

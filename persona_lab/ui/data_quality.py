@@ -69,7 +69,8 @@ class QualityPanel:
             made = self.page.engine.use_dataset(parent)
         except PersonaLabError as error:
             return error_box(error), gr.skip()
-        return problem_box(f"Version {made.version} is in use again", "The later one is kept.", tone="good"), made.id
+        gr.Info(f"Version {made.version} is in use again; the later one is kept.")  # the report goes with the version
+        return gr.skip(), made.id
 
 
 def findings(report: QualityReport) -> str:

@@ -31,14 +31,9 @@ class ExamplePanel:
         for button, by in ((back, -1), (on, 1)):
             turn = guarded(3)(lambda persona, base, at, by=by: self.show(persona, base, at + by))
             button.click(turn, asked, self.drawn, **QUIET)
-        gr.on(
-            [self.box.expand, page.persona.change],
-            guarded(3)(self.show),
-            asked,
-            self.drawn,
-            trigger_mode="always_last",
-            **QUIET,
-        )
+        self.box.expand(guarded(3)(self.show), asked, self.drawn, **QUIET)
+        # worked out when it is looked at, not for everybody who opens the page
+        page.persona.change(lambda: (gr.update(open=False), 0, "", ""), None, [self.box, *self.drawn], **QUIET)
 
     def show(self, persona: str | None, base: str, at: int) -> list[Any]:
         """Updates for `drawn`: training conversation number `at`, counted round."""

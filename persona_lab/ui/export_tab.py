@@ -118,11 +118,14 @@ class _Setup:
             return gr.skip(), gr.skip(), gr.skip()
         found = self.page.engine.export_choices(variant)
         first = next((choice.format for choice in found if choice.possible), None)
-        about, folder = self._about(variant, first)
+        about, folder = self._told(variant, next((c for c in found if c.format == first), None))
         return gr.update(choices=[(_card(choice), choice.format) for choice in found], value=first), about, folder
 
     def _about(self, variant: str, format: str | None) -> tuple[Any, Any]:
-        choice = next((c for c in self.page.engine.export_choices(variant) if c.format == format), None)
+        choices = self.page.engine.export_choices(variant)
+        return self._told(variant, next((c for c in choices if c.format == format), None))
+
+    def _told(self, variant: str, choice: ExportChoice | None) -> tuple[Any, Any]:
         if choice is None:
             return problem_box("It cannot be exported", "No format can hold this variant.", tone="warn"), ""
         return _problems(choice), str(self._free(f"{slug(variant)}-{choice.format}"))

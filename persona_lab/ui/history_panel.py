@@ -69,14 +69,16 @@ class HistoryPanel:
     ) -> list[Any]:
         """Updates for what is drawn; nothing at all when no run began, ended or moved since `seen`."""
         engine = self.page.engine
-        now = f"{engine.queue()}/{engine.busy()}/{engine.run_count()}"
+        queue = engine.queue()
+        now = f"{queue}/{engine.busy()}/{engine.run_count()}"
         if now == seen:
             return [gr.skip() for _ in self._drawn]
-        runs = [run for run in engine.runs() if run.kind in self.kinds]
-        by_id = {run.id: run for run in runs}
+        every = engine.runs()
+        by_id = {run.id: run for run in every}  # the queue is one: what is not listed below waits in it too
+        runs = [run for run in every if run.kind in self.kinds]
         shown = filtered(runs, persona or ALL, strategy or ALL, state or ALL)
         drawn = none_left(runs, shown) or history(shown, chosen)
-        waiting = [by_id[run_id] for run_id in engine.queue() if run_id in by_id]
+        waiting = [by_id[run_id] for run_id in queue if run_id in by_id]
         trained = [run for run in runs if run.kind == "train"]
         choices = [(f"{run.name} · {run.status} · {when(run.created)}", run.id) for run in trained]
         people = {person.id: person.name for person in engine.personas()}

@@ -15,7 +15,7 @@ from persona_lab.ui.notices import guarded
 from persona_lab.ui.page import QUIET, Page, choose
 from persona_lab.ui.runs import ACTIVE
 
-TABS_OF_RUNS = {"evaluate": "evaluate"}
+TABS_OF_RUNS = {"evaluate": "evaluate", "export": "export"}
 """Where a run of a kind is shown; others in Train."""
 KEPT = 8
 """States whose runs are kept: one for each character that somebody looks at."""
@@ -113,7 +113,7 @@ class _Home:
             run = engine.run(what)
             tab = TABS_OF_RUNS.get(run.kind, "train")
             persona = choose(engine, run.persona) if run.persona else gr.skip()
-            return persona, gr.Tabs(selected=tab), what if tab == "train" else gr.skip()
+            return persona, gr.Tabs(selected=tab), what
         engine.persona(what)  # a shipped example comes into the library at its first use
         tab = {"train": "train", "persona": "personas", "chat": "chat", "score": "evaluate"}[word]
         return choose(engine, what), gr.Tabs(selected=tab), gr.skip()

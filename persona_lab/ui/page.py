@@ -30,7 +30,7 @@ class Page:
     follower: Follower
     browser: gr.BrowserState
     """{"id": who this browser is, "chats": the last conversation by persona}; outside of the tabs, which mount late."""
-    wanted_run: Any = None
+    wanted_run: gr.State
     """A gr.State: the id of the run that the Train tab is asked to show, by another tab."""
     downloads: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="persona-lab-")))
 

@@ -14,7 +14,7 @@ from persona_lab.types import RunView
 from persona_lab.ui.follow import RunPicture
 from persona_lab.ui.html import PICK_SCRIPT, empty
 from persona_lab.ui.notices import guarded
-from persona_lab.ui.page import QUIET, Page
+from persona_lab.ui.page import QUIET, Page, choose
 from persona_lab.ui.runs import ACTIVE, history, log_text, newest_shown, samples, status_line
 
 # Each tick costs the browser a few hundredths of a second of processor time, which a training on the same machine
@@ -57,7 +57,7 @@ class RunPanel:
             self.talk = gr.Button("Chat with it →", variant="primary", size="sm", visible=False, elem_id=f"{name}-talk")
             self.score = gr.Button("Evaluate it →", size="sm", visible=False, elem_id=f"{name}-score")
         self.drawn = gr.HTML(elem_id=f"{name}-drawn")
-        self.trains = replies
+        self.trains, self.lists = replies, history
         with gr.Accordion("Sample replies over time", open=True, visible=replies):
             self.samples = gr.HTML()
         with gr.Accordion("Log", open=False):
@@ -86,17 +86,34 @@ class RunPanel:
         )
         self.stop.click(self._stop, self.run, self.seen, **QUIET).then(poll, watched, self._live, **QUIET)
         self.keep.click(self._keep, self.run, self.seen, **QUIET).then(poll, watched, self._live, **QUIET)
-        self.talk.click(lambda: gr.Tabs(selected="chat"), None, self.page.tabs, **QUIET)
-        self.score.click(lambda: gr.Tabs(selected="evaluate"), None, self.page.tabs, **QUIET)
+        for button, where in ((self.talk, "chat"), (self.score, "evaluate")):
+            go = guarded(2)(lambda run, where=where: self._go(run, where))
+            button.click(go, self.run, [self.page.persona, self.page.tabs], **QUIET)
+        wanted = self.page.wanted_run
+        wanted.change(guarded(3)(self._wanted), wanted, [*self.shown, wanted], **QUIET)
         self.resume.click(self._resume, self.run, self.seen, **QUIET).then(poll, watched, self._live, **QUIET)
         self.history.select(self._pick, None, [self.run, self.seen], **QUIET)
+
+    def _go(self, run_id: str, where: str) -> tuple[Any, Any]:
+        """To a tab, with the run's own character: the list of runs shows everybody's."""
+        engine = self.page.engine
+        return choose(engine, engine.run(run_id).persona), gr.Tabs(selected=where)
+
+    def _wanted(self, run_id: str) -> tuple[Any, Any, Any]:
+        """Show the run that another tab asked for, if it is of this panel's kinds; the wish is used up."""
+        if not run_id or self.page.engine.run(run_id).kind not in self.kinds:
+            return gr.skip(), gr.skip(), gr.skip()
+        return run_id, "", ""
 
     def poll(self, run_id: str, seen: str) -> list[Any]:
         """Updates for everything live; nothing at all when nothing happened since `seen`."""
         engine = self.page.engine
+        idle = f"none/{engine.run_count()}"
+        if not run_id and seen == idle:
+            return self._still()  # no run since: reading all of them at each tick would cost
         run_id = run_id or newest_shown(engine.runs(), self.kinds)
         if not run_id:
-            return self._still() if seen == "none" else self._nothing()
+            return self._nothing(idle)
         run = engine.run(run_id)
         picture = self.page.follower.picture(run_id)
         now = f"{run_id}/{run.status}/{picture.count}/{run.variant}/{run.phase}/{run.ending}"
@@ -109,14 +126,16 @@ class RunPanel:
             self._history(run_id, seen, run.status), gr.Timer(BUSY_SECONDS if active else IDLE_SECONDS),
         ]  # fmt: skip
 
-    def _nothing(self) -> list[Any]:
+    def _nothing(self, idle: str) -> list[Any]:
         hint = "Progress and results appear here, and are still here after a reload."
         nothing = empty("Nothing is running", hint)
         hidden = [gr.update(visible=False) for _ in range(5)]
-        return ["", "none", nothing, *hidden, "", "", "", history([], ""), gr.skip()]
+        return ["", idle, nothing, *hidden, "", "", "", history([], ""), gr.skip()]
 
     def _history(self, run_id: str, seen: str, status: str) -> Any:
-        """Reading every run costs, so only when the shown one changes state."""
+        """Reading every run costs, so only where they are listed, when the shown one changes state."""
+        if not self.lists:
+            return gr.skip()
         if seen.split("/")[:2] == [run_id, status]:
             return gr.skip()
         return history([run for run in self.page.engine.runs() if run.kind in self.kinds], run_id)

@@ -10,7 +10,7 @@ from typing import Any
 from persona_lab.chats.records import Candidate, SavedChat, SavedPane, Vote, new_id
 from persona_lab.engine import Engine
 from persona_lab.errors import BadInput, PersonaLabError
-from persona_lab.personas.prompt import greeting, substitute
+from persona_lab.personas import prompt
 from persona_lab.types import ChatRequest, Persona, Sampling, Variant, now
 from persona_lab.ui.talk import PANES, Talk, Turn
 
@@ -43,6 +43,8 @@ class Session:
     """How the last replies were drawn, as saved."""
     models: list[str] = field(default_factory=list)
     """Ids of base models that were added to the panes' lists."""
+    names: dict[str, str] = field(default_factory=dict)
+    """What those who can speak are called, by id, as the panes' lists were last drawn."""
 
     @property
     def shown(self) -> list[Talk]:
@@ -153,9 +155,8 @@ class Session:
             return
         self.chat = self.chat or new_id()
         self.created = self.created or now()
-        names = dict(variant_choices(engine, self.persona, self.models, by_id=True))
         panes = [
-            SavedPane(variant=v, name=names.get(v, v), turns=tuple(turn.saved() for turn in talk.turns))
+            SavedPane(variant=v, name=self.names.get(v, v), turns=tuple(turn.saved() for turn in talk.turns))
             for v, talk in zip(self.variants, self.talks, strict=False)
         ]
         chat = SavedChat(
@@ -207,14 +208,8 @@ def find_variant(engine: Engine, persona: str, value: str) -> Variant:
     return engine.variant(value)
 
 
-def variant_choices(
-    engine: Engine, persona: str, models: Sequence[str] = (), by_id: bool = False
-) -> list[tuple[str, str]]:
-    """(name, value) of all that can speak: this character's variants, the base, other models, other characters'.
-
-    Args:
-        by_id: (value, name) instead.
-    """
+def variant_choices(engine: Engine, persona: str, models: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """(name, value) of all that can speak: this character's variants, the base, other models, other characters'."""
     found = engine.variants()
     people = {person.id: person.name for person in engine.personas()}
     base = engine.base_variant(persona)
@@ -227,19 +222,12 @@ def variant_choices(
     others = [
         (f"{people.get(v.persona, v.persona)}: {v.name} ({v.strategy})", v.id) for v in found if v.persona != persona
     ]
-    choices = [*own, *bases, *others]
-    return [(value, name) for name, value in choices] if by_id else choices
+    return [*own, *bases, *others]
 
 
 def greetings(persona: Persona) -> list[tuple[str, str]]:
     """(short, whole) of the card's first message and its alternatives, and none at all."""
-    alternatives = persona.data.get("alternate_greetings")
-    texts = [greeting(persona)]
-    for text in alternatives if isinstance(alternatives, list) else ():
-        if isinstance(text, str):
-            texts.append(substitute(text, persona).strip())
-    found = [(_short(text), text) for text in dict.fromkeys(texts) if text]
-    return [*found, ("No greeting", "")]
+    return [*((_short(text), text) for text in prompt.greetings(persona)), ("No greeting", "")]
 
 
 def _short(text: str) -> str:

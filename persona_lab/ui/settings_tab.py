@@ -34,8 +34,10 @@ def build(page: Page) -> None:
                 settings = _Settings(page)
             with gr.Column(scale=3, min_width=340):
                 space = _Space(page)
-        page.refresh(tab, settings.open, settings.opened)
-        page.refresh(tab, space.open, space.opened)
+        # not for another character: nothing here is one's, and counting what takes room costs
+        for part in (settings, space):
+            fill = guarded(len(part.opened))(lambda part=part: part.open(None))
+            gr.on([tab.select, page.demo.load], fill, None, part.opened, trigger_mode="always_last", **QUIET)
 
 
 class _Settings:

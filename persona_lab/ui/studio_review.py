@@ -141,7 +141,7 @@ class Review:
         for component in (self.detail, self.judge, self.stars, self.note):
             if row:
                 updates[self.shown.index(component)] = gr.skip()
-        busy = self.studio.view(batch).status in ("running", "waiting")
+        busy = updates[self.shown.index(self.stop)]["visible"]  # as was just read
         timer = gr.Timer(BUSY_SECONDS) if busy else gr.skip()
         return [*updates, timer]
 

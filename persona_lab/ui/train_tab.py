@@ -58,16 +58,18 @@ def build(page: Page) -> None:
         setup.attach(tab)
         panel.attach(tab)
         past.attach(tab)
-        page.timer.tick(lambda: now_running(page.engine), None, teaser, **QUIET)
+        page.timer.tick(lambda shown: told_anew(now_running(page.engine), shown), teaser, teaser, **QUIET)
         gr.on([tab.select, page.demo.load], lambda: now_running(page.engine), None, teaser, **QUIET)
-        page.wanted_run.change(
-            lambda run: (run, "") if run else (gr.skip(), gr.skip()), page.wanted_run, panel.shown, **QUIET
-        )
         begun = setup.start.click(
             setup.begin, setup.start_inputs, [*panel.shown, setup.problem, setup.start, setup.marks], **QUIET
         )
         begun.then(lambda: "", None, past.seen, **QUIET)
         past.seen.change(setup.label, None, setup.start, **QUIET)
+
+
+def told_anew(text: str, shown: str | None) -> Any:
+    """The text where it is another than what is shown; a clock sends nothing that is there already."""
+    return gr.skip() if text == (shown or "") else text
 
 
 def now_running(engine: Engine) -> str:
@@ -124,7 +126,7 @@ class _Setup:
         page = self.page
         opened = gr.on(
             [tab.select, page.persona.change, page.demo.load],
-            guarded(len(self.opened))(self.open), [page.persona, self.of, self.strategy], self.opened,
+            guarded(len(self.opened))(self.open), [page.persona, self.of, self.strategy, self.base], self.opened,
             trigger_mode="always_last", **QUIET,
         )  # fmt: skip
         costs = guarded(2)(self.fill)
@@ -155,7 +157,7 @@ class _Setup:
                     widgets += [component(field, _place(part.id, field)) for field in fields[SIMPLE_FIELDS:]]
         return Form(group, fields, widgets)
 
-    def open(self, persona: str | None, of: str, strategy: str | None) -> list[Any]:
+    def open(self, persona: str | None, of: str, strategy: str | None, base: str | None = None) -> list[Any]:
         """Updates for `opened`: the strategies with what is known of them already, or what to do first."""
         still = [gr.skip() for _ in self.variants]
         if not persona:
@@ -169,7 +171,7 @@ class _Setup:
         bases = list(dict.fromkeys([STARTER, *(model.id for model in self.page.engine.models())]))
         cards = gr.skip()
         if of != persona or not strategy:
-            known = self.plans.known(persona, STARTER)
+            known = self.plans.known(persona, base or STARTER)
             rows = known or self.plans.placeholders()
             cards = gr.update(choices=self._cards(rows, bool(known)), value=_first(known) if known else None)
         mine = self.page.engine.variants(persona)

@@ -267,7 +267,24 @@ CARD = b'{"name": "Ada"}'
 
 
 @pytest.mark.parametrize(
-    "path", ["../x", "/etc/x", "a/../../x", "C:/x", "a\\b", "a:b", "x\n", "a/./b", "a//b", "con./x", "", "x" * 400]
+    "path",
+    [
+        "../x",
+        "/etc/x",
+        "a/../../x",
+        "C:/x",
+        "a\\b",
+        "a:b",
+        "x\n",
+        "a/./b",
+        "a//b",
+        "con./x",
+        "",
+        "x" * 400,
+        "con",
+        "a/nul.png",
+        "a?b",
+    ],
 )
 def test_paths_that_lead_out_are_refused(path: str) -> None:
     assert not safe_path(path)

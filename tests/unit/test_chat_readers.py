@@ -294,6 +294,30 @@ def test_sillytavern(tmp_path: Path) -> None:
     assert "is with 'Nan Tolliver'" in reading.result.warnings[0]
 
 
+def test_newer_sillytavern_headers_name_nobody(tmp_path: Path) -> None:
+    rows = [
+        {"user_name": "unused", "character_name": "unused", "chat_metadata": {}},
+        {"name": "Kim", "is_user": True, "mes": "Where is the tea?"},
+        {"name": "Nan Tolliver", "is_user": False, "mes": "Behind the flour, where it was never wanted."},
+    ]
+    path = tmp_path / "chat.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    reading = read(path, "Nan Tolliver")
+    assert reading.format == "sillytavern"
+    assert turns(reading)[0][1] == ("assistant", "Behind the flour, where it was never wanted.")
+
+
+def test_plain_texts_keep_their_split_and_a_short_one_costs_nothing(tmp_path: Path) -> None:
+    text = " ".join(f"The kettle stood by the window for the {i}th time that long and rainy day." for i in range(30))
+    path = tmp_path / "texts.jsonl"
+    rows = [{"text": f"{text}\n\n{text} Again.", "split": split} for split in ("train", "test")]
+    path.write_text("\n".join(json.dumps(row) for row in [*rows, {"text": "Too short.", "split": "validation"}]))
+    persona = Persona(id="nan", name="Nan", card={"data": {"name": "Nan"}})
+    found = read_dataset(path, READERS, persona, "completion").result
+    assert {c.split for c in found.conversations} == {"train", "test"}
+    assert len(found.warnings) > 0
+
+
 def test_completion_text_takes_chats_apart_and_keeps_passages(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     chat = "### Human: Is it raining?\n### Assistant: Aye, love.\n### Human: Still?\n### Assistant: Still.</s>"

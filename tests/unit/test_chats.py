@@ -39,6 +39,17 @@ def chat(**fields: Any) -> SavedChat:
 # --- conversations ------------------------------------------------------------------------------------
 
 
+def test_a_file_that_cannot_be_read_is_not_written_over(home: Home) -> None:
+    chats = Chats(home)
+    path = home.root / "chats" / "c1.json"
+    path.parent.mkdir()
+    path.write_text('{"of": "a newer version"}')
+    saved = chats.save(chat())
+    assert saved.id != "c1"
+    assert path.read_text() == '{"of": "a newer version"}'
+    assert chats.get(saved.id, "me").panes == chat().panes
+
+
 def test_a_conversation_is_the_owners_and_two_windows_lose_nothing(home: Home) -> None:
     chats = Chats(home)
     first = chats.save(chat())

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from persona_lab.datasets.additions import sort_out
 from persona_lab.datasets.held_out import (
     LEDGER,
+    HeldOut,
     check_training,
     hold_out,
     normalised,
@@ -303,3 +305,17 @@ def test_a_stock_phrase_is_a_leak_only_with_its_question_and_never_a_probe() -> 
     copied = data(*said, held, talk("c", "train", "Another", "I could not say, sir!"))
     with pytest.raises(BadInput, match=r"test file\.jsonl:t = train file\.jsonl:c"):
         check_leaks(copied, copied)
+
+
+def test_every_copy_of_a_held_out_row_is_refused_when_rows_are_added() -> None:
+    said = "The harbour bell rang twice before the fog came in and took the whole quay away"
+
+    def row(name: str, reply: str, split: str | None = None) -> Conversation:
+        messages = (Message(role="user", content=f"What of it, {name}?"), Message(role="assistant", content=reply))
+        return Conversation(id=name, messages=messages, split=split)
+
+    newest = Dataset(id="a-v1", persona="a", version=1, name="a", conversations=(row("held", f"{said}.", "test"),))
+    copies = [row("one", f"{said}, sir."), row("two", f"{said}, SIR!"), row("fine", "Quite another story of a goat.")]
+    found = sort_out(copies, newest, [], HeldOut({}))
+    assert [good.id for good in found.good] == ["fine"]
+    assert set(found.refused) == {"one", "two"}

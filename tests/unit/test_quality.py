@@ -151,7 +151,8 @@ def test_versions_stay_and_the_held_out_stays_held_out(home: Home, tmp_path: Pat
         assert engine.use_dataset(second.id).parent == first.id
 
 
-def test_an_import_can_be_stopped(home: Home, tmp_path: Path) -> None:
+@pytest.mark.parametrize("at", [1, 2, 4])
+def test_an_import_can_be_stopped(at: int, home: Home, tmp_path: Path) -> None:
     import json
 
     path = tmp_path / "a.jsonl"
@@ -160,7 +161,7 @@ def test_an_import_can_be_stopped(home: Home, tmp_path: Path) -> None:
 
     def watcher(doing: str, share: float) -> None:
         seen.append((doing, share))
-        if len(seen) == 4:
+        if len(seen) == at:
             raise Cancelled("Stopped.", "")
 
     with Engine(home) as engine:
@@ -168,7 +169,7 @@ def test_an_import_can_be_stopped(home: Home, tmp_path: Path) -> None:
         with pytest.raises(Cancelled):
             engine.import_dataset(path, "nan", watcher=watcher)
         assert not engine.datasets("nan")
-        assert [doing for doing, _ in seen[:2]] == ["reading", "reading"]
+        assert {doing for doing, _ in seen} == {"reading"} or at == 4
         assert engine.import_dataset(path, "nan").counts["train"] > 2000
 
 

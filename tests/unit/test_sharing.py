@@ -33,6 +33,7 @@ from persona_lab.personas.editing import (
     without_entry,
 )
 from persona_lab.personas.versions import MAX_VERSIONS, can_redo, versions
+from persona_lab.personas.world_info import added_to
 from persona_lab.types import ChatRequest, Message, Persona, Variant
 
 PERSON = "nan_tolliver"
@@ -97,6 +98,13 @@ def changed(bundle: Path, change: dict[str, bytes | None], sums: bool = False) -
     return pack(files)
 
 
+def test_a_bundle_without_checksums_is_a_charx(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "bad.zip"
+    path.write_bytes(changed(exported(engine, tmp_path), {SUMS: None}, False))
+    # a card.json beside other files: the card is read, and its data left alone
+    assert engine.import_character(path).kind.startswith("a character card (CHARX")
+
+
 @pytest.mark.parametrize(
     ("change", "sums", "says"),
     [
@@ -112,7 +120,6 @@ def changed(bundle: Path, change: dict[str, bytes | None], sums: bool = False) -
         ({"probes.jsonl": b"[]\n"}, True, "not a JSON object"),
         ({"held_out.jsonl": b"nonsense\n"}, True, "cannot be read"),
         ({SUMS: b"nonsense\n"}, False, "no checksum"),
-        ({SUMS: None}, False, "checksums|names|CHARX|character"),
     ],
 )
 def test_a_bundle_that_was_changed_leaves_nothing_behind(
@@ -120,9 +127,6 @@ def test_a_bundle_that_was_changed_leaves_nothing_behind(
 ) -> None:
     path = tmp_path / "bad.zip"
     path.write_bytes(changed(exported(engine, tmp_path), change, sums))
-    if change == {SUMS: None}:  # a card.json beside other files: read as a CHARX, and its data left alone
-        assert engine.import_character(path).kind.startswith("a character card (CHARX")
-        return
     before = {persona.id for persona in engine.personas()}
     with pytest.raises(BadInput, match=says) as caught:
         engine.import_persona(path)
@@ -198,14 +202,21 @@ def test_lore_reaches_the_chat(engine: Engine) -> None:
     def request(text: str) -> ChatRequest:
         return ChatRequest(pane="0", variant=variant, messages=(Message(role="user", content=text),))
 
-    asked = engine._with_lore(request("Who is Clifford?"))
+    [asked] = engine._with_lore([request("Who is Clifford?")])
     assert "Clifford Bann, plot 20" in asked.variant.system
     quiet = request("Good morning.")
-    assert engine._with_lore(quiet) is quiet, "a prompt without lore is the very one that was trained with"
+    assert engine._with_lore([quiet])[0] is quiet, "a prompt without lore is the very one that was trained with"
     bare = request("Clifford?").model_copy(update={"variant": variant.model_copy(update={"prompt_mode": "none"})})
     assert in_conversation(bare, persona, engine.home) is bare
     gone = request("Clifford?").model_copy(update={"variant": variant.model_copy(update={"persona": "nobody"})})
-    assert engine._with_lore(gone) is gone
+    assert engine._with_lore([gone])[0] is gone
+    # a constant entry that came after the training is not put into a prompt that was trained without it
+    rows = [*entries_of(persona), {"keys": ["x"], "content": "Always so.", "constant": True, "enabled": True}]
+    book = {**persona.data["character_book"], "entries": rows}
+    edited = persona.model_copy(update={"card": {**persona.card, "data": {**persona.data, "character_book": book}}})
+    assert in_conversation(quiet, edited, engine.home) is quiet
+    (engine.home.persona(PERSON) / "card.json").write_text("{")  # damaged: the chat goes on with the trained prompt
+    assert engine._with_lore([request("Who is Clifford?")])[0].variant == variant
 
 
 def test_a_lorebook_file_joins_a_persona(engine: Engine, tmp_path: Path) -> None:
@@ -217,6 +228,9 @@ def test_a_lorebook_file_joins_a_persona(engine: Engine, tmp_path: Path) -> None
     assert len(entries_of(engine.persona(PERSON))) == count + 1
     with pytest.raises(BadInput, match="world-info"):
         engine.import_persona(path)
+    # a book keyed by uid, as some programs write it, keeps what it has
+    merged, added = added_to({"entries": {"0": {"keys": ["a"], "content": "old"}}}, [{"keys": ["b"], "content": "new"}])
+    assert ([entry["content"] for entry in merged["entries"]], added) == (["old", "new"], 1)
     (tmp_path / "no.json").write_text('{"name": "Ada"}')
     with pytest.raises(BadInput, match="no lorebook entries"):
         engine.import_lorebook(tmp_path / "no.json", PERSON)
@@ -324,3 +338,9 @@ def test_written_dialogues_are_data(engine: Engine, tmp_path: Path) -> None:
     found = example_dialogues(engine.persona(PERSON))
     path.write_text(as_rows(found))
     assert sum(engine.import_dataset(path, PERSON).counts[s] for s in ("train", "validation", "test")) == len(found)
+
+
+def test_dialogues_before_and_after_the_first_mark_are_two(persona_factory: Any) -> None:
+    text = "{{user}}: One?\n{{char}}: Yes.\n<START>\n{{user}}: Two?\n{{char}}: No."
+    found = example_dialogues(persona_factory(mes_example=text), "Kim")
+    assert len({(dialogue.id, dialogue.group) for dialogue in found}) == 2
