@@ -40,7 +40,7 @@ from persona_lab.ui.lean_status import LeanStatus
 from persona_lab.ui.notices import error_box
 from persona_lab.ui.page import QUIET, Page, choose, persona_choices
 from persona_lab.ui.run_panel import IDLE_SECONDS
-from persona_lab.ui.server import LOOPBACK, OriginGuard, credentials, free_port, refuse_vibe_mode
+from persona_lab.ui.server import LOOPBACK, ClosedWindows, OriginGuard, credentials, free_port, refuse_vibe_mode
 from persona_lab.ui.theme import HEAD, build_theme, style_sheet
 
 # In the order of the page.
@@ -182,7 +182,7 @@ def _launch(demo: gr.Blocks, host: str, port: int, share: bool, auth: tuple[str,
             "openapi_url": None,
             "docs_url": None,
             "redoc_url": None,
-            "middleware": [guard, Middleware(LeanStatus)],
+            "middleware": [guard, Middleware(ClosedWindows), Middleware(LeanStatus)],
         },
     )
     if share and not shared:

@@ -5,6 +5,7 @@ Serves nothing itself; gradio does.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Mapping
@@ -12,9 +13,11 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from persona_lab.errors import UserError
+
+log = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PORT = 7860
@@ -42,6 +45,30 @@ class OriginGuard:
             await reply(scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+
+class ClosedWindows:
+    """Gradio 6.31 forgets the session of a window that was left, and where the window had two streams of it open, a
+    second time, which raises a KeyError. Nobody waits for that answer any more: it is no error of the page."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        left = False
+
+        async def heard() -> Message:
+            nonlocal left
+            message = await receive()
+            left = left or message["type"] == "http.disconnect"
+            return message
+
+        try:
+            await self._app(scope, heard, send)
+        except KeyError:
+            if not (left and scope["type"] == "http" and scope["path"].endswith("/queue/data")):
+                raise
+            log.info("A window was closed while two of its streams were open.")
 
 
 def allowed(headers: Mapping[str, str], method: str, loopback: bool) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from persona_lab.ui.server import Refused, allowed, credentials, free_port, refuse_vibe_mode
+from persona_lab.ui.server import ClosedWindows, Refused, allowed, credentials, free_port, refuse_vibe_mode
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -83,3 +85,24 @@ def test_the_page_is_built_without_heavy_imports(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("path", "left", "silent"), [
+    ("/gradio_api/queue/data", True, True),
+    ("/gradio_api/queue/data", False, False),
+    ("/gradio_api/queue/join", True, False),
+])  # fmt: skip
+def test_only_what_a_closed_window_left_behind_is_passed_over(path: str, left: bool, silent: bool) -> None:
+    async def forgetful(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        raise KeyError("session")
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect" if left else "http.request"}
+
+    answer = ClosedWindows(forgetful)({"type": "http", "path": path}, receive, None)  # type: ignore[arg-type]
+    if silent:
+        asyncio.run(answer)
+    else:
+        with pytest.raises(KeyError):
+            asyncio.run(answer)
