@@ -21,7 +21,7 @@ from persona_lab.engine import Engine
 from persona_lab.types import Persona, RunView
 
 PERSONA = "author"
-METRICS = ("bpb_base", "bpb_variant", "g_true", "generalisation_gap")
+METRICS = ("bpb_base", "bpb_variant", "g_true", "g_other", "specificity", "generalisation_gap")
 
 
 def measure(home: Path, text: Path, seed: int, settings: dict[str, str]) -> dict[str, Any]:

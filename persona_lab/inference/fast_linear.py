@@ -8,8 +8,8 @@ one row (none of them zero). The modules' `forward` is replaced only inside the 
 Layers that read the same state (query, key and value; gate and up) are one product: fewer, larger operations, since a
 token of a small model costs as much in launching them as in arithmetic.
 
-Weights are packed once into the blocks that oneDNN multiplies, which plain bf16 layers do again in every call (1.5-1.8
-times as fast for up to 32 rows on two AVX512-BF16 cores), or rounded to int8 with one scale an output.
+Weights are packed once into the blocks that oneDNN multiplies, which plain bf16 layers do again in every call, or
+rounded to int8 with one scale an output.
 """
 
 from __future__ import annotations
