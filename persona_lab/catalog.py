@@ -59,14 +59,18 @@ class Catalog:
     # --- personas --------------------------------------------------------------------------------
 
     def personas(self) -> list[PersonaSummary]:
-        """The library's personas, then shipped examples that are not in it."""
+        """The library's own personas, then the shipped examples; where an example stands does not change by its first
+        use: a list that somebody chooses from at that moment must not move under the choice."""
         from persona_lab.personas.store import example_folders
 
         owned = [row["id"] for row in self.library.all("personas")]
-        rows = [self._summary(self.persona(persona_id), installed=True) for persona_id in owned]
-        for persona_id in example_folders():
-            if persona_id not in owned:
-                rows.append(self._summary(self._example(persona_id), installed=False))
+        shipped = list(example_folders())
+        mine = [(persona_id, True) for persona_id in owned if persona_id not in shipped]
+        everyone = mine + [(persona_id, persona_id in owned) for persona_id in shipped]
+        rows = []
+        for persona_id, known in everyone:
+            persona = self.persona(persona_id) if known else self._example(persona_id)
+            rows.append(self._summary(persona, installed=known))
         return rows
 
     def _summary(self, persona: Persona, installed: bool) -> PersonaSummary:

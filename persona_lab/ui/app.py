@@ -38,7 +38,7 @@ from persona_lab.ui.follow import Follower
 from persona_lab.ui.html import size
 from persona_lab.ui.lean_status import LeanStatus
 from persona_lab.ui.notices import error_box
-from persona_lab.ui.page import QUIET, Page, choose, persona_choices
+from persona_lab.ui.page import QUIET, Page, persona_choices, remembered_choice
 from persona_lab.ui.run_panel import IDLE_SECONDS
 from persona_lab.ui.server import LOOPBACK, ClosedWindows, OriginGuard, credentials, free_port, refuse_vibe_mode
 from persona_lab.ui.theme import HEAD, build_theme, style_sheet
@@ -96,7 +96,7 @@ def build_page(engine: Engine) -> tuple[gr.Blocks, Page]:
             if isinstance(tab, gr.Tab):  # a reload comes back to the tab that was open
                 tab.select(None, None, where, js=f"() => {json.dumps(tab.id)}", api_visibility="private")
         demo.load(lambda open_tab: gr.Tabs(selected=open_tab) if open_tab else gr.skip(), where, tabs, **QUIET)
-        demo.load(lambda known: choose(engine, known), remembered, persona, **QUIET)
+        demo.load(lambda known: remembered_choice(engine, known), remembered, persona, **QUIET)
         demo.load(lambda known: known or {"id": new_id(), "chats": {}}, browser, browser, **QUIET)
         persona.change(lambda chosen: chosen if chosen else gr.skip(), persona, remembered, **QUIET)
     return demo, page

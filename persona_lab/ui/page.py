@@ -61,6 +61,15 @@ def persona_choices(engine: Engine) -> list[tuple[str, str]]:
     return [(f"{p.name} ({p.id})" if names.count(p.name) > 1 else p.name, p.id) for p in people]
 
 
+def remembered_choice(engine: Engine, persona_id: str | None) -> dict[str, Any]:
+    """The update at the page's load: fresh choices, and who was chosen last. Nothing is taken back where nobody was:
+    a visitor may have chosen before this answer comes."""
+    choices = persona_choices(engine)
+    if persona_id in {choice for _, choice in choices}:
+        return gr.update(choices=choices, value=persona_id)
+    return gr.update(choices=choices)
+
+
 def choose(engine: Engine, persona_id: str | None) -> dict[str, Any]:
     """An update of the persona dropdown with fresh choices; an id that is gone becomes none."""
     choices = persona_choices(engine)
