@@ -36,7 +36,7 @@ from persona_lab.ui import (
 )
 from persona_lab.ui.follow import Follower
 from persona_lab.ui.html import size
-from persona_lab.ui.lean_status import LeanStatus
+from persona_lab.ui.mended_script import MendedScript
 from persona_lab.ui.notices import error_box
 from persona_lab.ui.page import QUIET, Page, persona_choices, remembered_choice
 from persona_lab.ui.run_panel import IDLE_SECONDS
@@ -59,6 +59,12 @@ TABS = (
 UPLOAD_LIMIT = "256mb"
 QUEUE_LIMIT = 64
 CACHE_SECONDS = 24 * 3600
+
+# A reload comes back to the tab that was open. Gradio selects the first tab while the page is built, too: that one does
+# not count, or a slow browser would forget the tab before it is asked for it.
+REMEMBER_TAB = "() => { if (window.personaLabOpen) localStorage.setItem('persona-lab.tab', %s); }"
+REMEMBERED_TAB = "() => localStorage.getItem('persona-lab.tab') || ''"
+TAB_IS_OPEN = "() => { window.personaLabOpen = true; }"
 
 
 class Lab(gr.Blocks):
@@ -84,7 +90,7 @@ def build_page(engine: Engine) -> tuple[gr.Blocks, Page]:
             )
         remembered = gr.BrowserState(None, storage_key="persona-lab.persona", secret="persona-lab")
         browser = gr.BrowserState(None, storage_key="persona-lab.browser", secret="persona-lab")
-        where = gr.BrowserState("", storage_key="persona-lab.tab", secret="persona-lab")
+        open_tab = gr.Textbox(visible=False)  # only carries what the browser remembers to the first answer
         wanted_run = gr.State("")
         timer = gr.Timer(IDLE_SECONDS)
         with gr.Tabs(elem_id="tabs") as tabs:
@@ -93,9 +99,11 @@ def build_page(engine: Engine) -> tuple[gr.Blocks, Page]:
                 module.build(page)
             _plugin_tabs(engine)
         for tab in tabs.children:
-            if isinstance(tab, gr.Tab):  # a reload comes back to the tab that was open
-                tab.select(None, None, where, js=f"() => {json.dumps(tab.id)}", api_visibility="private")
-        demo.load(lambda open_tab: gr.Tabs(selected=open_tab) if open_tab else gr.skip(), where, tabs, **QUIET)
+            if isinstance(tab, gr.Tab):
+                tab.select(None, None, None, js=REMEMBER_TAB % json.dumps(tab.id), api_visibility="private")
+        demo.load(
+            lambda tab: gr.Tabs(selected=tab) if tab else gr.skip(), open_tab, tabs, js=REMEMBERED_TAB, **QUIET
+        ).then(None, None, None, js=TAB_IS_OPEN)
         demo.load(lambda known: remembered_choice(engine, known), remembered, persona, **QUIET)
         demo.load(lambda known: known or {"id": new_id(), "chats": {}}, browser, browser, **QUIET)
         persona.change(lambda chosen: chosen if chosen else gr.skip(), persona, remembered, **QUIET)
@@ -182,7 +190,7 @@ def _launch(demo: gr.Blocks, host: str, port: int, share: bool, auth: tuple[str,
             "openapi_url": None,
             "docs_url": None,
             "redoc_url": None,
-            "middleware": [guard, Middleware(ClosedWindows), Middleware(LeanStatus)],
+            "middleware": [guard, Middleware(ClosedWindows), Middleware(MendedScript)],
         },
     )
     if share and not shared:

@@ -9,11 +9,12 @@ import logging
 import os
 import socket
 from collections.abc import Mapping
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from persona_lab.errors import UserError
 
@@ -48,27 +49,29 @@ class OriginGuard:
 
 
 class ClosedWindows:
-    """Gradio 6.31 forgets the session of a window that was left, and where the window had two streams of it open, a
-    second time, which raises a KeyError. Nobody waits for that answer any more: it is no error of the page."""
+    """Gradio 6.31 forgets the session of a window that was left, and stumbles over that where the window had a second
+    stream of it open: it deletes it twice (a KeyError), or, having told the stream that its session is gone, raises the
+    404 of it into an answer that began long ago. Nobody waits for that answer any more: it is no error of the page."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        left = False
-
-        async def heard() -> Message:
-            nonlocal left
-            message = await receive()
-            left = left or message["type"] == "http.disconnect"
-            return message
-
         try:
-            await self._app(scope, heard, send)
-        except KeyError:
-            if not (left and scope["type"] == "http" and scope["path"].endswith("/queue/data")):
+            await self._app(scope, receive, send)
+        except (KeyError, RuntimeError) as error:
+            if not _of_a_closed_window(scope, error):
                 raise
             log.info("A window was closed while two of its streams were open.")
+
+
+def _of_a_closed_window(scope: Scope, error: KeyError | RuntimeError) -> bool:
+    if scope["type"] != "http" or not scope["path"].endswith("/queue/data"):
+        return False
+    if isinstance(error, KeyError):
+        session = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("session_hash", [])
+        return error.args[:1] == tuple(session)
+    return isinstance(error.__cause__, HTTPException) and error.__cause__.status_code == 404
 
 
 def allowed(headers: Mapping[str, str], method: str, loopback: bool) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.exceptions import HTTPException
 
 from persona_lab.ui.server import ClosedWindows, Refused, allowed, credentials, free_port, refuse_vibe_mode
 
@@ -88,23 +89,29 @@ def test_the_page_is_built_without_heavy_imports(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("path", "left", "silent"), [
-    ("/gradio_api/queue/data", True, True),
-    ("/gradio_api/queue/data", False, False),
-    ("/gradio_api/queue/join", True, False),
+def gone(status: int) -> RuntimeError:
+    error = RuntimeError("Caught handled exception, but response already started.")
+    error.__cause__ = HTTPException(status)
+    return error
+
+
+@pytest.mark.parametrize(("path", "raised", "silent"), [
+    ("/gradio_api/queue/data", KeyError("abc"), True),
+    ("/gradio_api/queue/data", KeyError("another"), False),
+    ("/gradio_api/queue/data", gone(404), True),
+    ("/gradio_api/queue/data", gone(500), False),
+    ("/gradio_api/queue/data", RuntimeError("another"), False),
+    ("/gradio_api/queue/join", KeyError("abc"), False),
 ])  # fmt: skip
-def test_only_what_a_closed_window_left_behind_is_passed_over(path: str, left: bool, silent: bool) -> None:
+def test_only_what_a_closed_window_left_behind_is_passed_over(path: str, raised: Exception, silent: bool) -> None:
     async def forgetful(scope: Any, receive: Any, send: Any) -> None:
-        await receive()
-        raise KeyError("session")
+        raise raised
 
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.disconnect" if left else "http.request"}
-
-    answer = ClosedWindows(forgetful)({"type": "http", "path": path}, receive, None)  # type: ignore[arg-type]
+    scope = {"type": "http", "path": path, "query_string": b"session_hash=abc"}
+    answer = ClosedWindows(forgetful)(scope, None, None)  # type: ignore[arg-type]
     with ThreadPoolExecutor(1) as apart:  # the browser's driver leaves a running loop in the thread of the tests
         if silent:
             apart.submit(asyncio.run, answer).result()
         else:
-            with pytest.raises(KeyError):
+            with pytest.raises(type(raised)):
                 apart.submit(asyncio.run, answer).result()
