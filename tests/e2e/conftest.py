@@ -137,7 +137,8 @@ def new_page(chromium) -> Iterator[Callable[[str], object]]:  # type: ignore[no-
         page.set_default_timeout(30_000)
         page.on("request", check)
         page.on("load", leave)
-        page.on("console", lambda message: heard(message.text) if message.type == "error" else None)
+        page.on("console", lambda message: heard(f"{message.text} {message.location['url']}")
+                if message.type == "error" else None)  # fmt: skip
         page.on("pageerror", lambda error: heard(str(error)))
         page.goto(url)
         return page
