@@ -128,14 +128,13 @@ def personas_dialogues(
     as_json: JsonOption = False,
 ) -> None:
     """The example dialogues of a card, as conversations."""
-    from persona_lab.home import write_atomic
+    from persona_lab.home import refuse_existing, write_atomic
     from persona_lab.personas.dialogues import as_rows, example_dialogues
 
     with opened(home, readonly=True) as engine:
         found = example_dialogues(engine.persona(persona_id))
     if out is not None:
-        if out.exists():
-            raise BadInput(f"{out} exists already and was left alone.", "Name another file with --out.")
+        refuse_existing(out)
         write_atomic(out, as_rows(found))
 
     def tell() -> None:
