@@ -568,7 +568,9 @@ class Catalog:
             if run.status != "done":
                 continue
             if run.kind == "prompts" and self.library.get("datasets", run.dataset):
-                self._take_prompts_again(run)
+                # taken once: another dataset may have come by that name since
+                if not (self.library.get("runs", run.id) or {}).get("version"):
+                    self._take_prompts_again(run)
             elif run.kind == "train" and not self._was_deleted(run):
                 self.finish(run)
 

@@ -183,7 +183,10 @@ def take_prompts(catalog: Catalog, run: RunView) -> DatasetSummary | None:
             "run": run.id,
         }
     )
-    return catalog.keep_dataset(made, summary)
+    kept = catalog.keep_dataset(made, summary)
+    row = {"id": run.id, "kind": run.kind, "name": run.name, "created": run.created}
+    catalog.library.put("runs", row | (catalog.library.get("runs", run.id) or {}) | {"version": kept.id})
+    return kept
 
 
 def prompted_by(catalog: Catalog, run_id: str) -> DatasetSummary | None:

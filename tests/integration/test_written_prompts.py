@@ -106,6 +106,11 @@ def test_a_finished_run_is_taken_by_the_next_start(written: tuple[Engine, Datase
     assert newest.run == run
     assert "1 of 6 prompts" in newest.warnings[0]
     assert next(c for c in engine.dataset(newest.id).conversations if c.id == row.id).made == f"{BY_MODEL} (small)"
+    engine.library.remove("datasets", newest.id)
+    for file in engine.home.persona("ada").glob(f"datasets/{newest.id}.*"):
+        file.unlink()
+    engine.catalog.recover()
+    assert [d.id for d in engine.datasets("ada")] == [before.id], "taken once, whatever is gone since"
 
 
 def test_what_has_no_made_prompts_is_refused(ready_home: Home) -> None:
