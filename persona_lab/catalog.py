@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from persona_lab.advisor import Outcome, outcomes_of
-from persona_lab.dataset_versions import IN_USE, in_use_first
-from persona_lab.errors import BadInput, UnknownName
+from persona_lab.dataset_versions import IN_USE, in_use_first, take_prompts
+from persona_lab.errors import BadInput, PersonaLabError, UnknownName
 from persona_lab.home import Home, disk_errors, write_atomic
 from persona_lab.jobs import view as view_run
 from persona_lab.library import Library, Row, Table
@@ -457,11 +458,15 @@ class Catalog:
         )
 
     def finish(self, run: RunView) -> Variant | None:
-        """Make a finished training run's artifact a variant. May be called again: it then does nothing.
+        """Make a finished training run's artifact a variant, and prompts that were written a version of their dataset.
+
+        May be called again: it then does nothing.
 
         Raises:
-            DiskFull: the artifact stays in the run's folder.
+            DiskFull: the artifact stays in the run's folder. UnknownName: the dataset is gone.
         """
+        if run.status == "done" and run.kind == "prompts":
+            take_prompts(self, run)
         if run.status != "done" or run.kind != "train" or self.library.get("variants", run.id):
             return None
         folder = self.home.variant(run.id)
@@ -564,8 +569,20 @@ class Catalog:
                 run = view_run(path.parent)
             except ValidationError:
                 continue
-            if run.status == "done" and run.kind == "train" and not self._was_deleted(run):
+            if run.status != "done":
+                continue
+            if run.kind == "prompts" and self.library.get("datasets", run.dataset):
+                # taken once: another dataset may have come by that name since
+                if not (self.library.get("runs", run.id) or {}).get("version"):
+                    self._take_prompts_again(run)
+            elif run.kind == "train" and not self._was_deleted(run):
                 self.finish(run)
+
+    def _take_prompts_again(self, run: RunView) -> None:
+        try:
+            self.finish(run)
+        except PersonaLabError as error:  # one damaged file must not keep the home from opening
+            print(f"persona-lab: what run {run.id} wrote cannot be used: {error}", file=sys.stderr)
 
     def _was_deleted(self, run: RunView) -> bool:
         """A variant that was deleted must not come back: its run is done and was finished, or its weights are gone."""

@@ -97,6 +97,16 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def refuse_existing(out: Path) -> None:
+    """Nothing of a user's is overwritten.
+
+    Raises:
+        BadInput: there is a file or folder `out` already.
+    """
+    if out.exists():
+        raise BadInput(f"{out} exists already and was left alone.", "Name another file with --out.")
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Replace `path` with `data`, whole or not at all.
 

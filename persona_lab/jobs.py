@@ -114,7 +114,7 @@ def view(folder: Path, exit_record: dict[str, Any] | None = None) -> RunView:
         total=step.total if step else 0,
         eta_seconds=step.eta_seconds if step and status == "running" else None,
         attempt=attempt,
-        resumable=job.kind == "train" and status in ("interrupted", "cancelled", "failed"),
+        resumable=job.kind in ("train", "prompts") and status in ("interrupted", "cancelled", "failed"),
         directory=str(folder),
         config=job.config,
         result=terminal.result if isinstance(terminal, Done) else {},

@@ -156,7 +156,9 @@ def _place_dataset(folder: Path, persona: Persona, bundle: Bundle) -> DatasetSum
         return None
     named = {"id": f"{persona.id[:56]}-v1", "persona": persona.id, "version": 1, "name": f"{persona.id} v1"}
     dataset = bundle.dataset.model_copy(update=named)
-    summary = bundle.summary.model_copy(update={**named, "source": f"{bundle.summary.source} (bundle)"[:300]})
+    summary = bundle.summary.model_copy(
+        update={**named, "source": f"{bundle.summary.source} (bundle)"[:300], "run": ""}
+    )
     hold_out(folder, dataset)
     path = folder / "datasets" / f"{dataset.id}.jsonl"
     save_dataset(path, dataset)

@@ -98,6 +98,10 @@ def run_job(job: Job, reporter: WorkerReporter, plugins: Plugins) -> dict[str, A
         from persona_lab.training.calibrate import run as calibrate
 
         return calibrate(job, reporter)
+    if job.kind == "prompts":
+        from persona_lab.backtranslation import run as write_prompts
+
+        return write_prompts(job, reporter)
     from persona_lab.models.registry import ensure
 
     return {"model": ensure(job.base, Home(Path(job.home)), reporter).model_dump(mode="json", exclude={"config"})}

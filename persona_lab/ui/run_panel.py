@@ -116,7 +116,8 @@ class RunPanel:
             return self._nothing(idle)
         run = engine.run(run_id)
         picture = self.page.follower.picture(run_id)
-        now = f"{run_id}/{run.status}/{picture.count}/{run.variant}/{run.phase}/{run.ending}"
+        made = run.variant or run.result.get("version", "")
+        now = f"{run_id}/{run.status}/{picture.count}/{made}/{run.phase}/{run.ending}"
         if now == seen:
             return self._still()
         active = run.status in ACTIVE
