@@ -19,7 +19,7 @@ MOST_BODY = 4096
 
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Persona Lab: log in</title><link rel="stylesheet" href="/guest/page.css"></head>
+<title>Persona Lab: log in</title><link rel="icon" href="data:,"><link rel="stylesheet" href="/guest/page.css"></head>
 <body class="narrow"><main class="card"><h1>Persona Lab</h1>
 <p>This page is its owner's. Guests come in by the link they were given.</p>
 $told
