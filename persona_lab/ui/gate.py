@@ -32,6 +32,10 @@ STARTING = "/gradio_api/startup-events"
 # forwarded names that gradio would build addresses from
 _FORWARDED = (b"x-forwarded-host", b"x-gradio-server", b"x-forwarded-prefix")
 
+_LOGIN = ("/login", "/login/", "/logout", "/logout/")
+MOST_BODY = 2**16
+"""Bytes that the pages of guests and the login page are sent in one request."""
+
 _EVERYWHERE = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "SAMEORIGIN",
@@ -83,11 +87,14 @@ class Gate:
             if not door.origins:
                 told += " Behind a proxy of your own, start with --public-url and its address."
             await _refuse(PlainTextResponse(told, status_code=403), scope, receive, send)
+        elif _theirs(path, door.login) and _too_long(Headers(scope=scope)):
+            told = "This is more than this page takes."
+            await _refuse(PlainTextResponse(told, status_code=413), scope, receive, send)
         elif path.startswith(("/g/", "/guest/")):
             await self._guests(scope, receive, _with(_PAGES, send))
         elif not door.login:
             await self._app(scope, receive, _with(_EVERYWHERE, send))
-        elif path in ("/login", "/login/", "/logout", "/logout/"):
+        elif path in _LOGIN:
             await self._login(scope, receive, _with(_PAGES, send))
         else:
             await self._lab(scope, receive, send)
@@ -136,6 +143,18 @@ def _host(origin: str) -> str | None:
         return urlsplit(origin).netloc.lower() or None
     except ValueError:
         return None
+
+
+def _theirs(path: str, login: bool) -> bool:
+    return path.startswith(("/g/", "/guest/")) or (login and path in _LOGIN)
+
+
+def _too_long(headers: Headers) -> bool:
+    """Whether a request announces more than a message, or does not say how much: no browser does that here."""
+    length = headers.get("content-length", "")
+    if "transfer-encoding" in headers:
+        return True
+    return len(length) > 9 or (length != "" and (not length.isdigit() or int(length) > MOST_BODY))
 
 
 def _stranger(scope: Scope, guest: bool) -> Response:

@@ -75,7 +75,7 @@ class SharedPage:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.told.append(line)
-            if found := re.search(r"ready at (http://127\.0\.0\.1:\d+)", line):
+            if found := re.search(r"ready at (http://(?:127\.0\.0\.1|localhost):\d+)", line):
                 self.url = found[1]
 
     def stop(self) -> int:
