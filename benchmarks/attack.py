@@ -72,53 +72,30 @@ class Outcome:
             self.through.append(f"{what}: {reply.status_code}")
 
 
-class Poller:
-    """The owner's open page: every tick handler, over and over, in a thread."""
+class Poll:
+    """One owner's open page: every tick handler of it."""
 
     def __init__(self, owner: httpx.Client) -> None:
         self.owner = owner
-        config = owner.get("/config").json()
+        config = owner.get("/config").raise_for_status().json()
         props = {part["id"]: part for part in config["components"]}
         self.ticks = [
-            (
-                tick["id"],
-                [None if props[i]["type"] == "state" else props[i]["props"].get("value") for i in tick["inputs"]],
-            )
+            (tick["id"], [_value(props[part]) for part in tick["inputs"]])
             for tick in config["dependencies"]
             if any(target[1] == "tick" for target in tick["targets"])
         ]
         assert self.ticks, "the page has no clock"
         self.session = os.urandom(6).hex()
-        self.times: list[float] = []
-        self.failed: list[str] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> Poller:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(60)
-
-    def _run(self) -> None:
-        while not self._stop.wait(POLL_PAUSE):
-            try:
-                self.times.append(self.poll())
-            except (httpx.HTTPError, ValueError, KeyError) as error:
-                self.failed.append(repr(error))
-
-    def poll(self) -> float:
+    def once(self) -> float:
         """One tick; seconds until all of it was answered."""
-        session = self.session
         began = time.monotonic()
         waiting = set()
         for number, data in self.ticks:
-            body = {"data": data, "fn_index": number, "session_hash": session, "trigger_id": None}
+            body = {"data": data, "fn_index": number, "session_hash": self.session, "trigger_id": None}
             reply = self.owner.post("/gradio_api/queue/join", json=body)
             waiting.add(reply.raise_for_status().json()["event_id"])
-        with self.owner.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
+        with self.owner.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.session}) as stream:
             for line in stream.iter_lines():
                 if not line.startswith("data:"):
                     continue
@@ -130,6 +107,58 @@ class Poller:
         if waiting:
             raise ValueError(f"{len(waiting)} handlers were not answered")
         return time.monotonic() - began
+
+
+def _value(part: dict[str, Any]) -> Any:
+    return None if part["type"] == "state" else part["props"].get("value")
+
+
+def poll_for_ever() -> None:
+    """The process that polls: prints the number of handlers, then the seconds of each poll. Its own, so that what the
+    attacker's interpreter is busy with does not count as the page's."""
+    with httpx.Client(
+        base_url=os.environ["POLL_URL"], headers={"cookie": os.environ["POLL_COOKIE"]}, timeout=60
+    ) as owner:
+        poll = Poll(owner)
+        print(len(poll.ticks), flush=True)
+        while True:
+            try:
+                print(f"{poll.once():.4f}", flush=True)
+            except (httpx.HTTPError, ValueError, KeyError) as error:
+                print(f"failed {error!r}", flush=True)
+            time.sleep(POLL_PAUSE)
+
+
+class Poller:
+    """`poll_for_ever` in a process, and what it said so far."""
+
+    def __init__(self, page: SharedPage, owner: httpx.Client) -> None:
+        cookie = "; ".join(f"{name}={value}" for name, value in owner.cookies.items())
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--poll"], stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"POLL_URL": page.url, "POLL_COOKIE": cookie},
+        )  # fmt: skip
+        self.times: list[float] = []
+        self.failed: list[str] = []
+        assert self.process.stdout is not None
+        self.handlers = int(self.process.stdout.readline())
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.failed.append(line.strip()) if line.startswith("failed") else self.times.append(float(line))
+
+    def __enter__(self) -> Poller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+        self._thread.join(10)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
 
 def p95(times: list[float]) -> float | None:
@@ -455,7 +484,7 @@ def campaign(page: SharedPage, scale: float = 1.0) -> dict[str, Any]:
     with page.nobody() as owner, page.guest(link) as guest:
         owner.get(str(page.share("login-link")["path"]))
         cookie = "; ".join(f"{name}={value}" for name, value in guest.cookies.items())
-        with Poller(owner) as poller:
+        with Poller(page, owner) as poller:
             while len(poller.times) < max(5, 30 * scale) and not poller.failed:
                 time.sleep(0.1)
             quiet = list(poller.times)
@@ -478,7 +507,7 @@ def campaign(page: SharedPage, scale: float = 1.0) -> dict[str, Any]:
     return {
         "attacks": [asdict(outcome) for outcome in outcomes],
         "poll": {
-            "handlers": len(poller.ticks),
+            "handlers": poller.handlers,
             "quiet": {"polls": len(quiet), "p95": p95(quiet), "worst": round(max(quiet), 3) if quiet else None},
             "attacked": {"polls": len(whole), "p95": p95(whole), "worst": round(max(whole), 3) if whole else None},
             "failed": poller.failed,
@@ -493,7 +522,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--poll", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.poll:
+        poll_for_ever()
     from persona_lab.home import Home
     from persona_lab.testing import make_tiny_model
 

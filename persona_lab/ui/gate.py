@@ -52,6 +52,7 @@ _LAB = _EVERYWHERE | {
     ),
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
     "cross-origin-opener-policy": "same-origin",
+    "cache-control": "private",
 }
 _PAGES = _EVERYWHERE | {
     "x-frame-options": "DENY",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
@@ -16,6 +17,7 @@ import httpx
 import pytest
 from shared_page import PUBLIC, REPOSITORY, SharedPage, fill, said, say
 
+from persona_lab.access.line import MOST_WAITING
 from persona_lab.engine import Engine
 from persona_lab.home import Home
 
@@ -163,7 +165,8 @@ def test_headers_and_strange_paths_open_nothing(page: SharedPage, link: str) -> 
             "/static/../config",
         ):  # fmt: skip
             reply = guest.get(path, headers={"accept": "application/json", "cookie": cookie})
-            assert reply.status_code in (401, 403, 404), (path, reply.status_code)
+            login = reply.status_code == 303 and reply.headers["location"] == "/login"
+            assert login or reply.status_code in (401, 403, 404), (path, reply.status_code)
             assert "dependencies" not in reply.text
             assert "root:" not in reply.text
 
@@ -359,6 +362,54 @@ def test_a_pause_from_a_terminal_stops_a_reply_in_the_middle(page: SharedPage, t
     with page.guest(str(made["path"])) as guest:
         guest.post("/guest/new", json={})
         assert say(guest, "And now?")[0] == 200
+
+
+def test_the_pages_own_switch_works_while_everything_waits(page: SharedPage) -> None:
+    limits = ("--limit", "reply_tokens=1024", "--limit", "guests=80", "--limit", "messages_a_minute=60")
+    path = str(page.share("create", "--persona", "tam", "--variant", "tam-1", *limits)["path"])
+    crowd = MOST_WAITING + 4
+
+    async def talk(results: list[tuple[int, str]]) -> None:
+        async with httpx.AsyncClient(base_url=page.url, timeout=60) as client:
+            assert (await client.post(path)).status_code == 303
+            async with client.stream("POST", "/guest/say", json={"text": "Go on for ever."}) as reply:
+                results.append((reply.status_code, (await reply.aread()).decode()))
+
+    async def press(owner: httpx.AsyncClient, wanted: str) -> None:
+        config = (await owner.get("/config")).json()
+        button = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == "sharing-pause")
+        switch = next(d for d in config["dependencies"] if [button, "click"] in [list(t) for t in d["targets"]])
+        assert switch["queue"] is False
+        body = {"data": [], "fn_index": switch["id"], "session_hash": "switching1"}
+        told = await owner.post("/gradio_api/run/predict", json=body)
+        assert told.status_code == 200, told.text
+        assert wanted in told.text
+
+    async def play() -> tuple[list[tuple[int, str]], float]:
+        results: list[tuple[int, str]] = []
+        async with httpx.AsyncClient(base_url=page.url, timeout=60) as owner:
+            await owner.get(str(page.share("login-link")["path"]))
+            tasks = [asyncio.create_task(talk(results)) for _ in range(crowd)]
+            while not any(code == 429 for code, _ in results):
+                await asyncio.sleep(0.05)
+                assert not all(task.done() for task in tasks)
+            await press(owner, "paused")
+            began = time.monotonic()
+            await asyncio.gather(*tasks)
+            seconds = time.monotonic() - began
+            await press(owner, "asks for your password")
+            return results, seconds
+
+    try:
+        results, seconds = asyncio.run(play())
+    finally:
+        page.share("resume")
+    assert seconds < 15
+    assert {code for code, _ in results} <= {200, 429, 503}
+    full = [json.loads(text) for code, text in results if code == 429]
+    assert full
+    assert all(said["position"] == MOST_WAITING + 1 for said in full)
+    assert sum("paused" in text for _, text in results) >= MOST_WAITING - 5
 
 
 def test_a_revoked_link_is_dead_at_the_next_request(page: SharedPage) -> None:
