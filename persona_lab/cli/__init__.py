@@ -21,6 +21,7 @@ from persona_lab.cli.personas import personas_app
 from persona_lab.cli.plugin_kit import new_plugin
 from persona_lab.cli.probes import probes_app
 from persona_lab.cli.serving import serve_api
+from persona_lab.cli.share import share_app
 from persona_lab.cli.studio import studio_app
 from persona_lab.cli.work import commands, runs_app
 from persona_lab.errors import PersonaLabError
@@ -80,15 +81,16 @@ def plugins(home: HomeOption = None, as_json: JsonOption = False) -> None:
 @app.command()
 def serve(
     home: HomeOption = None,
-    host: Annotated[str, typer.Option(help="Any other than loopback needs PERSONA_LAB_AUTH.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="With any other than loopback the page asks for a password.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Or the next free one.", min=0, max=65535)] = 7860,
-    share: Annotated[bool, typer.Option("--share", help="A public link; needs PERSONA_LAB_AUTH.")] = False,
+    share: Annotated[bool, typer.Option("--share", help="A public link; the page asks for a password.")] = False,
+    public_url: Annotated[str, typer.Option(help="Where a proxy or tunnel of your own shows the page.")] = "",
     no_browser: Annotated[bool, typer.Option("--no-browser")] = False,
 ) -> None:
     """Start the page, the same as python app.py."""
     from persona_lab.ui.app import serve as serve_page
 
-    serve_page(str(home) if home else None, host, port, share, not no_browser, "--debug" in sys.argv)
+    serve_page(str(home) if home else None, host, port, share, not no_browser, "--debug" in sys.argv, public_url)
 
 
 app.command("bench-strategies")(bench_strategies)
@@ -105,6 +107,7 @@ for _name, _group in (
     ("votes", votes_app),
     ("feedback", feedback_app),
     ("studio", studio_app),
+    ("share", share_app),
 ):
     app.add_typer(_group, name=_name)
 

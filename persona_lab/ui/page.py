@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from persona_lab.engine import Engine
+from persona_lab.ui.door import Door
 from persona_lab.ui.follow import Follower
 from persona_lab.ui.notices import guarded
 
@@ -32,6 +33,8 @@ class Page:
     """{"id": who this browser is, "chats": the last conversation by persona}; outside of the tabs, which mount late."""
     wanted_run: gr.State
     """A gr.State: the id of the run that the Train tab is asked to show, by another tab."""
+    door: Door | None = None
+    """Who may come in; None where the page is built without being served."""
     downloads: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="persona-lab-")))
 
     def refresh(self, tab: gr.Tab, fill: Callable[..., Any], outputs: Sequence[Any], also: Sequence[Any] = ()) -> None:

@@ -85,25 +85,43 @@ def allowed(headers: Mapping[str, str], method: str, loopback: bool) -> bool:
     return urlsplit(origin).netloc == host
 
 
-def credentials(host: str, share: bool, environment: Mapping[str, str] = os.environ) -> tuple[str, str] | None:
-    """User and password from PERSONA_LAB_AUTH; None where none is needed.
+def credentials(environment: Mapping[str, str] = os.environ) -> tuple[str, str] | None:
+    """User and password from PERSONA_LAB_AUTH; None where it is not set.
 
     Raises:
-        Refused: the page would be open to others without a password, or the variable is malformed.
+        Refused: the variable is malformed.
     """
     given = environment.get("PERSONA_LAB_AUTH", "")
     user, separator, password = given.partition(":")
     if given and not (user and separator and password):
         raise Refused("PERSONA_LAB_AUTH is not of the form user:password.", "Set it to a name, a colon and a password.")
-    if given:
-        return user, password
-    if share or host not in LOOPBACK:
-        what = "--share" if share else f"--host {host}"
+    return (user, password) if given else None
+
+
+def needs_login(host: str, share: bool, public_url: str = "", environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the page asks who is there: always, but for one that this machine alone can reach."""
+    return share or bool(public_url) or host not in LOOPBACK or bool(environment.get("PERSONA_LAB_AUTH"))
+
+
+def origin_of(address: str) -> str:
+    """The scheme and host of a public address, such as `https://lab.example.org`.
+
+    Raises:
+        Refused: it is none.
+    """
+    try:
+        parts = urlsplit(address.strip())
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.path in ("", "/")
+        valid = valid and not (parts.query or parts.fragment or parts.username or parts.password)
+        valid = valid and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
         raise Refused(
-            f"With {what} others can reach this page, and it has no password.",
-            "Set the environment variable PERSONA_LAB_AUTH=user:password first, or leave that option out.",
+            f"{address!r} is not the address of a page.",
+            "Give the scheme and the host only, such as --public-url https://lab.example.org.",
         )
-    return None
+    return f"{parts.scheme}://{parts.netloc.lower()}"
 
 
 def refuse_vibe_mode(environment: Mapping[str, str] = os.environ) -> None:
