@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,7 +19,7 @@ from filelock import FileLock, Timeout
 from tinydb import TinyDB, where
 from tinydb.storages import Storage
 
-from persona_lab.errors import BadInput, HomeLocked
+from persona_lab.errors import BadInput, DiskFull, HomeLocked
 from persona_lab.home import Home, write_atomic
 from persona_lab.types import now
 
@@ -54,7 +53,8 @@ class AtomicStorage(Storage):
         except json.JSONDecodeError as error:
             raise BadInput(
                 f"The library file {self._path} is damaged ({error}).",
-                f"Put a good copy in its place, such as {self._path.with_suffix('.backup.json')}.",
+                "Nothing is lost: `persona-lab doctor --repair` puts it aside and makes another from the files "
+                f"and the backup {self._path.with_suffix('.backup.json')}.",
             ) from error
 
     def write(self, data: dict[str, dict[str, Any]]) -> None:
@@ -119,8 +119,8 @@ class Library:
                 f"The library {self.home.library} is of a newer Persona Lab (schema {version}, ours is {SCHEMA}).",
                 "Update Persona Lab, or use another folder with --home DIR.",
             )
-        with suppress(OSError):  # a full disk must not stop the library from opening; nothing is changed by that
-            shutil.copyfile(self.home.library, self.home.library.with_suffix(".backup.json"))
+        with suppress(OSError, DiskFull):  # a full disk must not stop the library from opening
+            write_atomic(self.home.library.with_suffix(".backup.json"), self.home.library.read_bytes())
         while version < SCHEMA:
             data = MIGRATIONS[version](data)
             version += 1

@@ -31,6 +31,50 @@ def worker_environment(threads: int | None = None) -> dict[str, str]:
     return own | os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 
 
+def birth(process: psutil.Process) -> str:
+    """When a process began, in words that no later process shares and no change of the clock alters; "" if unknown.
+
+    Raises:
+        psutil.Error: it is gone.
+    """
+    if sys.platform != "linux":
+        # both keep a process's start as it was noted then, whatever is done to the clock later
+        return f"{process.create_time():.2f}"
+    # psutil's create_time adds the time of boot, which moves when the clock is set
+    try:
+        after_name = Path(f"/proc/{process.pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except FileNotFoundError as error:
+        raise psutil.NoSuchProcess(process.pid) from error
+    except OSError:
+        return ""
+    return f"{boot}:{after_name[19]}"  # field 22, in clock ticks since boot
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has ended for want of memory so far: of our control groups, else of the machine
+    (Linux; elsewhere 0)."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return 0
+    own = next((line.removeprefix("0::").strip("/") for line in lines if line.startswith("0::")), "")
+    root = Path("/sys/fs/cgroup")
+    for path in (root / own / "memory.events", root / "memory.events", root / "memory/memory.oom_control"):
+        count = _counter(path, "oom_kill ")
+        if count is not None:
+            return count
+    return _counter(Path("/proc/vmstat"), "oom_kill ") or 0
+
+
+def _counter(path: Path, name: str) -> int | None:
+    try:
+        found = [line.split()[1] for line in path.read_text().splitlines() if line.startswith(name)]
+        return int(found[0]) if found else None
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def own_group() -> dict[str, Any]:
     """Arguments of Popen for a process group of its own: Ctrl-C in the terminal is the parent's to translate."""
     if os.name == "nt":

@@ -60,7 +60,7 @@ def _outcome(run: RunView, picture: RunPicture) -> str:
     if run.status in ("failed", "interrupted", "cancelled"):
         tone = "bad" if run.status == "failed" else "warn"
         title = title_of(run.cause or run.status)
-        hint = run.fix or ("Press Resume to go on from the last checkpoint." if run.resumable else "")
+        hint = run.fix or ("Press Resume to go on." if run.resumable else "")
         return problem_box(title, run.message or f"The run is {run.status}.", hint, tone)
     if run.status == "queued":
         return '<p class="pl-soft">Waiting for the run before it; it starts by itself.</p>'
