@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 from tinydb import TinyDB, where
@@ -25,10 +25,33 @@ from persona_lab.types import now
 
 SCHEMA = 1
 Table = Literal["personas", "datasets", "runs", "variants", "reports", "votes"]
+TABLES: tuple[Table, ...] = get_args(Table)
 Row = dict[str, Any]
 
 # version -> function that turns the whole file's content of that version into the next one's
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+
+def migrated(data: dict[str, Any]) -> dict[str, Any]:
+    """A library file's content in the present schema.
+
+    Raises:
+        BadInput: it is of a newer one.
+    """
+    if not isinstance(data, dict):
+        raise BadInput("The library file holds no object.", "Run `persona-lab doctor --repair`.")
+    meta: dict[str, Any] = next(iter(data.get("meta", {}).values()), {})
+    version = int(meta.get("schema", 1))
+    if version > SCHEMA:
+        raise BadInput(
+            f"The library is of a newer Persona Lab (schema {version}, ours is {SCHEMA}).",
+            "Update Persona Lab, or use another folder with --home DIR.",
+        )
+    while version < SCHEMA:
+        data = MIGRATIONS[version](data)
+        version += 1
+        data.setdefault("meta", {}).setdefault("1", {})["schema"] = version
+    return data
 
 
 class AtomicStorage(Storage):
@@ -112,20 +135,11 @@ class Library:
         if data is None:
             self._storage.write({"meta": {"1": {"schema": SCHEMA, "created": now()}}})
             return
-        meta: dict[str, Any] = next(iter(data.get("meta", {}).values()), {})
-        version = int(meta.get("schema", SCHEMA))
-        if version > SCHEMA:
-            raise BadInput(
-                f"The library {self.home.library} is of a newer Persona Lab (schema {version}, ours is {SCHEMA}).",
-                "Update Persona Lab, or use another folder with --home DIR.",
-            )
+        changed = migrated(json.loads(json.dumps(data)))  # a copy: a step may change what it is given
         with suppress(OSError, DiskFull):  # a full disk must not stop the library from opening
             write_atomic(self.home.library.with_suffix(".backup.json"), self.home.library.read_bytes())
-        while version < SCHEMA:
-            data = MIGRATIONS[version](data)
-            version += 1
-            data.setdefault("meta", {}).setdefault("1", {})["schema"] = version
-            self._storage.write(data)
+        if changed != data:
+            self._storage.write(changed)
 
     def all(self, table: Table) -> list[Row]:
         """Every row, in the order of insertion."""

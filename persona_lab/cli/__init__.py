@@ -16,6 +16,7 @@ from persona_lab.cli.bench import bench_strategies
 from persona_lab.cli.common import HomeOption, JsonOption, opened, show
 from persona_lab.cli.datasets import datasets_app
 from persona_lab.cli.judging import feedback_app, votes_app
+from persona_lab.cli.keeping import backup, restore
 from persona_lab.cli.library import models_app, variants_app
 from persona_lab.cli.personas import personas_app
 from persona_lab.cli.plugin_kit import new_plugin
@@ -91,6 +92,8 @@ def serve(
     serve_page(str(home) if home else None, host, port, share, not no_browser, "--debug" in sys.argv)
 
 
+app.command()(backup)
+app.command()(restore)
 app.command("bench-strategies")(bench_strategies)
 app.command("serve-api")(serve_api)
 app.command("new-plugin")(new_plugin)
