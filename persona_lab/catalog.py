@@ -480,7 +480,7 @@ class Catalog:
             return None
         folder = self.home.variant(run.id)
         artifact = Artifact.model_validate(run.result["artifact"])
-        made = Path(artifact.path) if artifact.path else None
+        made = self._artifact(run) if artifact.path else None
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if made is not None and made.exists():
@@ -587,8 +587,14 @@ class Catalog:
     def _was_deleted(self, run: RunView) -> bool:
         """A variant that was deleted must not come back: its run is done and was finished, or its weights are gone."""
         made = run.result["artifact"]["path"]
-        gone = made and not Path(made).exists() and not (self.home.variant(run.id) / "weights").exists()
+        gone = made and not self._artifact(run).exists() and not (self.home.variant(run.id) / "weights").exists()
         return bool((self.library.get("runs", run.id) or {}).get("variant") or gone)
+
+    def _artifact(self, run: RunView) -> Path:
+        """Where a run's artifact lies, also in a home that was moved since."""
+        noted = Path(run.result["artifact"]["path"])
+        here = self.home.run(run.id) / noted.name
+        return here if here.exists() else noted
 
     def _recover_persona(self, folder: Path) -> None:
         from persona_lab.personas.store import load_persona

@@ -177,16 +177,6 @@ def _disk_errors(folder: Path) -> Iterator[None]:
             raise OSError(errno.ENOSPC, "No space left on device") from error
 
 
-def checked_files(folder: Path) -> str:
-    """What is wrong with a checkpoint's files, whoever it is for; empty: nothing. No tensors are loaded."""
-    try:
-        marker = json.loads((folder / MARKER).read_text())
-        changed = [name for name, expected in marker["files"].items() if _sha256(folder / name) != expected]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{type(error).__name__}: {str(error)[:100]}"
-    return f"{changed[0]} is not what was written" if changed else ""
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

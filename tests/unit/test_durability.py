@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from persona_lab import formats, home, jobs, processes
 from persona_lab.catalog import Catalog, newest_first, read_variant
+from persona_lab.checkup.looking import checkpoint_damage
 from persona_lab.errors import DiskFull
 from persona_lab.events import EventLog, Failed, Started
 from persona_lab.formats import Format, NewerFormat, upgrade, upgraded, written
@@ -24,7 +25,7 @@ from persona_lab.home import Home, need_disk, write_atomic
 from persona_lab.jobs import EXIT_TAKEN, Supervisor, cheaper, read_job, view, worker_process
 from persona_lab.library import Library
 from persona_lab.training import checkpoints
-from persona_lab.training.checkpoints import CheckpointStore, checked_files
+from persona_lab.training.checkpoints import CheckpointStore
 from persona_lab.types import DatasetSummary, Job, Variant
 
 TENSORS = {"weight.a": torch.arange(64.0)}
@@ -61,7 +62,8 @@ def test_rotation_keeps_two_and_never_the_damaged_ones_in_place_of_whole_ones(tm
         first.write(step, {"step": step}, TENSORS, TENSORS)
     assert names(tmp_path) == ["step-000020", "step-000030"]
     damage(tmp_path / "lora/step-000030/state.safetensors")
-    assert checked_files(tmp_path / "lora/step-000030") == "state.safetensors is not what was written"
+    assert checkpoint_damage(tmp_path / "lora/step-000030", deep=False) == ""
+    assert checkpoint_damage(tmp_path / "lora/step-000030", deep=True) == "state.safetensors is not what was written."
 
     resumed = store(tmp_path)
     saved = resumed.newest()
