@@ -2,11 +2,12 @@
 
     python benchmarks/soak.py --runs 500 --out docs [--minutes 30] [--kinds train eval export] [--work DIR]
 
-One process does what the page does (the engine, its supervisor, the library and its files) and starts run after run on a
-tiny random model, each in a worker of its own: trainings, evaluations and exports in turns. Before each run its resident
-memory, Python objects, threads, open files and child processes are noted, and so are the temporary files of the home and
-of the system's folder. Growth is the slope of a straight line (Theil-Sen) over the second half of the runs, times their
-number, so that what is loaded once does not count. Variants are deleted as they come, as a user who tries things does.
+One process does what the page does (the engine, its supervisor, the library and its files) and starts run after run on
+a tiny random model, each in a worker of its own: trainings, evaluations and exports in turns. After each run its
+resident memory, Python objects, threads, open files and child processes are noted, and so are the temporary files of
+the home and of the system's folder. Growth is the slope of a straight line (Theil-Sen) over the second half of the
+runs, times their number, so that what is loaded once does not count. Variants are deleted as they come, as by a user
+who tries things.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def prepared(home: Path, folder: Path) -> None:
                 {"role": "user", "content": f"What about the {things[n % 5]} that {verbs[n % 4]}, number {n}?"},
                 {
                     "role": "assistant",
-                    "content": f"Ah, {things[n * 3 % 5]} {n}: it {verbs[n * 3 % 4]}, friend {n * 31}.",
+                    "content": f"Ah, {things[n * 3 % 5]} {n}: {verbs[n * 3 % 4]}, friend {n * 31}.",
                 },
             ]
         }
@@ -115,8 +116,10 @@ def soak(given: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 
 def growth(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """By measure: its median over the first and last tenth, and the growth over the second half, absolute and in percent
-    of the median there; with the 95% bounds of the slope."""
+    """By measure: its median over the first and last tenth, and its growth over the second half.
+
+    `growth` is absolute, with `low` and `high`, the 95% bounds of the slope; `percent` is of the median there.
+    """
     half = rows[len(rows) // 2 :]
     tenth = max(1, len(rows) // 10)
     found = {}
@@ -146,10 +149,11 @@ def page(found: dict[str, Any], kinds: list[str]) -> str:
     lines = [
         "# Soak",
         "",
-        f"{found['runs']} short runs ({', '.join(kinds)} in turns) one after another under one engine, on a tiny random",
-        f"model, {found['date']} UTC on {found['machine']}: `python benchmarks/soak.py --runs {found['runs']} --out docs`.",
-        "Growth is over the second half of the runs (Theil-Sen slope times their number, with its 95% bounds), so what is",
-        "loaded once does not count. Every row is in [soak.json](soak.json).",
+        f"{found['runs']} short runs ({', '.join(kinds)} in turns) one after another under one engine, on a tiny",
+        f"random model, {found['date']} UTC on {found['machine']}:",
+        f"`python benchmarks/soak.py --runs {found['runs']} --out docs`.",
+        "Growth is over the second half of the runs (Theil-Sen slope times their number, with its 95% bounds), so what",
+        "is loaded once does not count. Every row is in [soak.json](soak.json).",
         "",
         "| | first tenth | last tenth | growth in the second half | in percent |",
         "|---|--:|--:|--:|--:|",

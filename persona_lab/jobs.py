@@ -29,7 +29,7 @@ from persona_lab.preferences import read_preferences
 from persona_lab.processes import birth, oom_kills, own_group, worker_environment
 from persona_lab.queueing import in_order, moved, read_order, write_order
 from persona_lab.training.remedies import CHEAPER
-from persona_lab.types import Job, RunStatus, RunView, Variant, now
+from persona_lab.types import Change, Job, RunStatus, RunView, Variant, now
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 20.0
@@ -203,12 +203,22 @@ def _tail(path: Path, characters: int = 400) -> str:
     return (lines[-1] if lines else "the log is empty.")[-characters:]
 
 
+def cheaper_change(folder: Path) -> Change | None:
+    """The cheapest change of a run that memory was not enough for; None where none is known."""
+    try:
+        return Change.model_validate(json.loads((folder / CHEAPER).read_bytes())["changes"][0])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
 def cheaper(folder: Path) -> str:
     """What to change of a run that memory was not enough for, for people."""
     try:
         told = str(json.loads((folder / CHEAPER).read_bytes())["told"])
     except (OSError, ValueError, KeyError, TypeError):
         told = ""
+    if cheaper_change(folder) is not None:
+        told += f" To start it so: persona-lab runs retry {folder.name}."
     return told or "Use a smaller batch_size or max_tokens, or `lora` instead of `full`."
 
 

@@ -172,6 +172,13 @@ def runs_resume(run_id: str, home: HomeOption = None, as_json: JsonOption = Fals
     require_done(run)
 
 
+@runs_app.command("retry")
+def runs_retry(run_id: str, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Start a training that memory was not enough for again, with the cheapest change that needs less."""
+    with opened(home) as engine:
+        _finish_training(follow(engine, engine.retry_smaller(run_id)), as_json)
+
+
 @runs_app.command("compare")
 def runs_compare(a: str, b: str, home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Two runs side by side: only what was set differently, and what came of it."""

@@ -271,3 +271,41 @@ def test_a_kill_while_writing_leaves_the_old_or_the_new_whole(tmp_path: Path) ->
         assert len(content) == 300_000
         assert len(set(content)) == 1
         target.unlink()
+
+
+def test_a_training_that_memory_was_not_enough_for_is_started_again_with_the_cheapest_change(home: Home) -> None:
+    from persona_lab.errors import BadInput
+    from persona_lab.parts.queueing import Queueing
+    from persona_lab.testing import made_up_persona
+    from persona_lab.types import Change
+
+    config = {"batch_size": 4, "epochs": 2.0}
+    folder = make_job(home, strategy="full", persona=made_up_persona(), config=config, seed=3, dataset_id="d")
+    die(folder)
+    (folder / "exit.json").write_text(json.dumps({"returncode": -9, "oom": True}))
+    started_with: list[Any] = []
+
+    class Recorded(Queueing):
+        """The part as it is, on an engine of which only what it uses is there."""
+
+        def run(self, run_id: str) -> Any:
+            return view(home.run(run_id))
+
+        def train(self, *given: Any, **named: Any) -> str:
+            started_with.append((given, named))
+            return "next"
+
+    Recorded.__abstractmethods__ = frozenset()  # type: ignore[attr-defined]
+    part = Recorded()  # type: ignore[abstract]
+    part.home = home
+    with pytest.raises(BadInput, match="Nothing is known"):
+        part.retry_smaller(folder.name)
+    change = Change(set={"batch_size": 1}, strategy="full", peak_memory_bytes=1, seconds=1.0)
+    note = {"strategy": "full", "changes": [change.model_dump()], "told": "What would fit: --set batch_size=1."}
+    (folder / jobs.CHEAPER).write_text(json.dumps(note))
+    assert view(folder).fix.endswith("persona-lab runs retry tam-lora-1.")
+    assert part.smaller(folder.name) == change
+    assert part.retry_smaller(folder.name) == "next"
+    given, named = started_with[0]
+    assert given[1:] == ("full", "starter", {"batch_size": 1, "epochs": 2.0})
+    assert (named["seed"], named["dataset_id"]) == (3, "d")
