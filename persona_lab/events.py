@@ -30,7 +30,9 @@ class Started(Event):
     birth: str = ""
     """As `processes.birth`: unlike `created`, it stays the same when the clock is set."""
     oom_kills: int = 0
-    """As `processes.oom_kills`, when this worker began."""
+    """As `processes.oom_kills` of `oom_source`, when this worker began."""
+    oom_source: str = ""
+    """As `processes.oom_source`."""
     attempt: int = 1
     versions: dict[str, str] = Field(default_factory=dict)
 

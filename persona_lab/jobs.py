@@ -276,8 +276,10 @@ def _signal_group(started: Started, number: signal.Signals) -> None:
     try:
         if hasattr(os, "killpg"):
             os.killpg(started.pid, number)  # the worker leads its own group
-        else:
-            process.terminate()
+        else:  # Windows has no groups of this kind: what the worker started is looked up
+            for child in process.children(recursive=True):
+                child.kill()
+            process.kill()
     except (ProcessLookupError, psutil.NoSuchProcess):
         return
 
@@ -313,7 +315,6 @@ class Supervisor:
         self._order = home.root / "queue.json"
         self._wake = threading.Condition()
         self._closing = False
-        self._oom_before = 0
         self._thread: threading.Thread | None = None
 
     # --- asking ----------------------------------------------------------------------------------
@@ -484,7 +485,6 @@ class Supervisor:
         self._exits.pop(run_id, None)
         if self._before_start is not None:
             self._before_start()
-        self._oom_before = oom_kills()
         try:
             with (folder / "log.txt").open("ab") as log:
                 self._process = subprocess.Popen(
@@ -529,9 +529,9 @@ class Supervisor:
     def _record_exit(self, run_id: str) -> None:
         code = self._process.returncode if self._process is not None else None
         started = _last_started(self.home.run(run_id))
-        before = started.oom_kills if started is not None else self._oom_before
         # the code of a worker that an earlier page started is not known
-        record = {"time": now(), "returncode": code or 0, "oom": code in (-9, None) and oom_kills() > before}
+        memory = started is not None and oom_kills(started.oom_source) > started.oom_kills
+        record = {"time": now(), "returncode": code or 0, "oom": code in (-9, None) and memory}
         self._exits[run_id] = record
         try:
             write_atomic(self.home.run(run_id) / "exit.json", json.dumps(record))

@@ -37,10 +37,14 @@ def birth(process: psutil.Process) -> str:
     Raises:
         psutil.Error: it is gone.
     """
+    # psutil's create_time is led along when the clock is set: on Linux by the time of boot, on macOS by its change
+    if sys.platform == "darwin":
+        try:
+            return f"{process._proc.create_time(monotonic=True):.2f}"
+        except (AttributeError, TypeError):  # an older psutil, which gives what the kernel noted
+            return f"{process.create_time():.2f}"
     if sys.platform != "linux":
-        # both keep a process's start as it was noted then, whatever is done to the clock later
-        return f"{process.create_time():.2f}"
-    # psutil's create_time adds the time of boot, which moves when the clock is set
+        return f"{process.create_time():.2f}"  # Windows keeps it as it was noted
     try:
         after_name = Path(f"/proc/{process.pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -51,25 +55,33 @@ def birth(process: psutil.Process) -> str:
     return f"{boot}:{after_name[19]}"  # field 22, in clock ticks since boot
 
 
-def oom_kills() -> int:
-    """How many processes the kernel has ended for want of memory so far: of our control groups, else of the machine
-    (Linux; elsewhere 0)."""
+def oom_source() -> str:
+    """The file in which the kernel counts the processes of this one's group that it ended for want of memory; "" where
+    nothing counts them (other systems than Linux)."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
     except OSError:
-        return 0
-    own = next((line.removeprefix("0::").strip("/") for line in lines if line.startswith("0::")), "")
+        return ""
+    groups = {names: path.strip("/") for _, names, path in lines}
     root = Path("/sys/fs/cgroup")
-    for path in (root / own / "memory.events", root / "memory.events", root / "memory/memory.oom_control"):
-        count = _counter(path, "oom_kill ")
-        if count is not None:
-            return count
-    return _counter(Path("/proc/vmstat"), "oom_kill ") or 0
+    known = [root / groups.get("", "") / "memory.events", root / "memory.events"]
+    memory = next((path for names, path in groups.items() if "memory" in names.split(",")), None)
+    if memory is not None:  # the first version of control groups
+        known = [root / "memory" / memory / V1_EVENTS, root / "memory" / V1_EVENTS, *known]
+    return next((str(path) for path in (*known, Path("/proc/vmstat")) if _counter(path) is not None), "")
 
 
-def _counter(path: Path, name: str) -> int | None:
+def oom_kills(source: str) -> int:
+    """How many processes were ended for want of memory so far, by a file that `oom_source` named."""
+    return _counter(Path(source)) or 0 if source else 0
+
+
+V1_EVENTS = "memory.oom_control"
+
+
+def _counter(path: Path) -> int | None:
     try:
-        found = [line.split()[1] for line in path.read_text().splitlines() if line.startswith(name)]
+        found = [line.split()[1] for line in path.read_text().splitlines() if line.startswith("oom_kill ")]
         return int(found[0]) if found else None
     except (OSError, ValueError, IndexError):
         return None

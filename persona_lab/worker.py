@@ -23,7 +23,7 @@ from persona_lab.events import Done, Event, EventLog, Failed, Log, Phase, Starte
 from persona_lab.home import Home
 from persona_lab.jobs import EXIT_DISK_FULL, EXIT_TAKEN, cheaper, read_job
 from persona_lab.plugins import Plugins
-from persona_lab.processes import birth, oom_kills, peak_memory
+from persona_lab.processes import birth, oom_kills, oom_source, peak_memory
 from persona_lab.types import Job
 
 QUIET_SECONDS = 0.2
@@ -174,13 +174,14 @@ def _work(folder: Path) -> int:
     signal.signal(signal.SIGTERM, _on_terminate)
     log = EventLog(folder / "events.jsonl")
     attempt = sum(isinstance(event, Started) for event in read_events(folder / "events.jsonl")[0]) + 1
-    process = psutil.Process()
+    process, source = psutil.Process(), oom_source()
     log.append(
         Started(
             pid=process.pid,
             created=process.create_time(),
             birth=birth(process),
-            oom_kills=oom_kills(),
+            oom_kills=oom_kills(source),
+            oom_source=source,
             attempt=attempt,
             versions=_versions(),
         )

@@ -181,6 +181,25 @@ def test_memory_that_ran_out_is_named_with_what_would_fit(home: Home) -> None:
     assert describe(cuda, read_job(folder)).fix == "What would fit: --set batch_size=1."
 
 
+def test_a_kill_is_put_down_to_memory_only_where_the_kernel_counted_one(home: Home, tmp_path: Path) -> None:
+    counter = tmp_path / "memory.events"
+    counter.write_text("low 0\noom 3\noom_kill 2\n")
+    for run_id, kills, code, memory in (("a", 1, 9, True), ("b", 2, 9, False), ("c", 1, 15, False)):
+        folder = make_job(home, run_id)
+        log = EventLog(folder / "events.jsonl")
+        log.append(started(birth="gone:1", oom_kills=kills, oom_source=str(counter)))
+        log.close()
+        supervisor = Supervisor(home)
+        ended = subprocess.Popen([sys.executable, "-c", f"import os; os.kill(os.getpid(), {code})"])
+        ended.wait()
+        supervisor._process = ended
+        supervisor._record_exit(run_id)
+        assert json.loads((folder / "exit.json").read_text())["oom"] is memory
+        assert view(folder).cause == ("out_of_memory" if memory else "interrupted")
+    assert processes.oom_kills("") == 0
+    assert processes.oom_kills(str(tmp_path / "none")) == 0
+
+
 def test_one_run_has_one_worker(home: Home) -> None:
     folder = make_job(home)
     with FileLock(folder / ".worker.lock"):
