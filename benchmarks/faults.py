@@ -110,7 +110,9 @@ def _import(engine: Engine, tiny: str, salt: int) -> None:
     persona = engine.import_persona(card, f"someone-{salt}")
     say(persona=persona.id)
     summary = engine.import_dataset(data, persona.id)
-    say(dataset=summary.id, conversations=sum(summary.counts.values()))
+    say(
+        dataset=summary.id, conversations=sum(summary.counts.get(split, 0) for split in ("train", "validation", "test"))
+    )
 
 
 def _cast(engine: Engine, replies: list[tuple[str, str, str]]) -> None:
@@ -128,7 +130,7 @@ def _vote(engine: Engine, tiny: str, salt: int) -> None:
 
 def _export(engine: Engine, tiny: str, salt: int) -> None:
     out = engine.home.root.parent / f"exported-{salt}"
-    run = _wait(engine, engine.export("tam-lora-1", "adapter", out, license="made for tests"))
+    run = _wait(engine, engine.export("tam-lora-1", "adapter", out, license="mit"))
     if run.status == "done":
         say(export=str(out))
 
@@ -342,7 +344,8 @@ class Campaign:
     def full_disks(self) -> None:
         """FULL_POINTS amounts of room, over training, import, votes and export."""
         operations = ("train", "train", "import", "vote", "export")
-        for point in range(len(self.document["full"]), FULL_POINTS):
+        done = {entry["point"] for entry in self.document["full"]}
+        for point in sorted(set(range(FULL_POINTS)) - done):
             if self.late():
                 return
             operation = operations[point % len(operations)]
@@ -366,7 +369,13 @@ class Campaign:
                 facts = driver.kill()
                 ballast.unlink()
                 found = verify(folder / "home", facts, resume=True)
-            entry = {"operation": operation, "free_bytes": free, "said": (said or [""])[-1][:160], **found}
+            entry = {
+                "point": point,
+                "operation": operation,
+                "free_bytes": free,
+                "said": (said or [""])[-1][:160],
+                **found,
+            }
             self.document["full"].append(entry)
             print(json.dumps(entry), flush=True)
             self.keep()

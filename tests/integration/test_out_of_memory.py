@@ -21,7 +21,7 @@ from persona_lab.api import Estimate, Frozen, Strategy, hookimpl
 
 
 class Hungry(Strategy):
-    """Takes and touches 600 MB for each conversation of a batch."""
+    """Takes and touches 1 GB for each conversation of a batch but the first."""
 
     id = "hungry"
     title = "Hungry"
@@ -37,7 +37,7 @@ class Hungry(Strategy):
 
     def train(self, job, ctx):
         ctx.phase("Eating")
-        held = bytearray(600_000_000 * (job.settings.batch_size - 1) + 1)
+        held = bytearray(1_000_000_000 * (job.settings.batch_size - 1) + 1)
         held[::4096] = bytes(len(held[::4096]))
         return ctx.save_prompt(())
 
