@@ -386,7 +386,7 @@ def _tables(path: Path, file: Path) -> dict[str, list[Row]]:
         if path.stat().st_size > MOST_LIBRARY:
             raise ValueError(f"it has {path.stat().st_size} bytes")
         data = migrated(json.loads(path.read_bytes()))
-        found = {table: [dict(row) for row in data.get(table, {}).values()] for table in TABLES}
+        found: dict[str, list[Row]] = {table: [dict(row) for row in data.get(table, {}).values()] for table in TABLES}
         if any(not isinstance(row.get("id"), str) for rows in found.values() for row in rows):
             raise ValueError("a row has no id")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
