@@ -33,7 +33,12 @@ def now() -> str:
 def slug(text: str, fallback: str = "item") -> str:
     """`text` as an id: lower-case ASCII letters, digits, `_` and `-`; at most 48 characters."""
     plain = re.sub(r"[^a-z0-9_-]+", "_", text.lower()).strip("_-")[:48].strip("_-")
+    if _DEVICE.fullmatch(plain):
+        return f"{plain}_"  # Windows has no files or folders of these names
     return plain or fallback
+
+
+_DEVICE = re.compile(r"con|prn|aux|nul|com\d|lpt\d")
 
 
 class Frozen(BaseModel):

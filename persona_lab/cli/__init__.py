@@ -16,6 +16,7 @@ from persona_lab.cli.bench import bench_strategies
 from persona_lab.cli.common import HomeOption, JsonOption, opened, show
 from persona_lab.cli.datasets import datasets_app
 from persona_lab.cli.judging import feedback_app, votes_app
+from persona_lab.cli.keeping import backup, restore
 from persona_lab.cli.library import models_app, variants_app
 from persona_lab.cli.personas import personas_app
 from persona_lab.cli.plugin_kit import new_plugin
@@ -46,14 +47,27 @@ def _root(
 
 
 @app.command()
-def doctor(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Versions, device, memory, disk, and whether the starter model is there."""
-    from persona_lab.cli.doctor import examine
+def doctor(
+    repair: Annotated[bool, typer.Option("--repair", help="Put aside what is damaged, put right what can be.")] = False,
+    checksums: Annotated[bool, typer.Option("--checksums", help="Compare weights with what training wrote.")] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Versions, device, memory, disk, the starter model, and what of the data folder is damaged or half-made."""
+    from persona_lab import checkup
+    from persona_lab.cli.doctor import examine, print_findings
     from persona_lab.cli.terminal import print_table
+    from persona_lab.home import Home
 
-    with opened(home, readonly=True) as engine:
-        report = examine(engine)
-    show(report, as_json, lambda: print_table(("", ""), _flat(report), "Nothing to say."))
+    place = Home.resolve(home)
+    findings = (checkup.repair if repair else checkup.examine)(place, checksums)
+    report = examine(place, findings)
+
+    def tell() -> None:
+        print_table(("", ""), _flat({key: value for key, value in report.items() if key != "findings"}), "")
+        print_findings(findings, repair)
+
+    show(report, as_json, tell)
 
 
 def _flat(report: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -93,6 +107,8 @@ def serve(
     serve_page(str(home) if home else None, host, port, share, not no_browser, "--debug" in sys.argv, public_url)
 
 
+app.command()(backup)
+app.command()(restore)
 app.command("bench-strategies")(bench_strategies)
 app.command("serve-api")(serve_api)
 app.command("new-plugin")(new_plugin)

@@ -45,6 +45,17 @@ def fingerprint(folder: Path) -> str:
     return _fingerprints[folder][1]
 
 
+def checksums(folder: Path) -> dict[str, str]:
+    """sha256, hex, of every file below a folder, by its path in it (with /)."""
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_header(path: Path) -> dict[str, Any]:
     """The header of a safetensors file: tensor name -> {"dtype", "shape", "data_offsets"}.
 
