@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -122,6 +123,7 @@ _TOOLKIT = {
     "corpus_passages": "persona_lab.training.foundation",
     "kept_base": "persona_lab.training.foundation",
     "keep_base": "persona_lab.training.foundation",
+    "parse_traits": "persona_lab.inference.trait_files",
     "rows_by_aspect": "persona_lab.datasets.aspects",
     "parse_weights": "persona_lab.datasets.aspects",
     "attach_aspect": "persona_lab.training.aspects",
@@ -286,6 +288,23 @@ class TrainContext(Reporter, Protocol):
 
     def save_pool(self, pool: Any, **details: Any) -> Artifact:
         """No weights: examples are chosen for each question from this pool."""
+
+    def compute_traits(self, model: Any, traits: Sequence[str]) -> None:
+        """See to it that these traits' vectors are there for this base: what is missing is computed and kept.
+
+        Raises:
+            UnknownName: there is no such trait. WorkFailed, BadModel, OutOfMemory
+        """
+
+    def pulled(self, model: Any, traits: Mapping[str, float]) -> AbstractContextManager[Any]:
+        """The model pulled along traits (id -> -100..100) for as long as the context lasts.
+
+        Raises:
+            BadInput: one was not computed, or does not steer this base that way.
+        """
+
+    def save_steered(self, traits: Mapping[str, float], **details: Any) -> Artifact:
+        """No weights: the settings of trait sliders, with copies of the traits' vectors."""
 
     def run_strategy(self, strategy: str, config: Mapping[str, Any], stage: str) -> tuple[Any, FitResult]:
         """Run another strategy's training inside this one; gives its trained model (a peft model for `lora`).

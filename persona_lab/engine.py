@@ -24,6 +24,7 @@ from persona_lab.jobs import ACTIVE, Supervisor
 from persona_lab.jobs import view as view_run
 from persona_lab.library import Library
 from persona_lab.parts.keeping import Keeping
+from persona_lab.parts.pulling import Pulling
 from persona_lab.parts.queueing import Queueing
 from persona_lab.parts.sharing import Sharing
 from persona_lab.parts.talking import Talking
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
 WAIT_SECONDS = 0.2
 
 
-class Engine(Talking, Queueing, Keeping, Sharing, Versions):
+class Engine(Talking, Queueing, Keeping, Pulling, Sharing, Versions):
     """One data home, opened. Use it as a context manager.
 
     Args:

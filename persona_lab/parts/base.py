@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from persona_lab.catalog import Catalog
 from persona_lab.events import AnyEvent
@@ -64,5 +64,7 @@ class Part(ABC):
     def events(self, run_id: str, offset: int = 0) -> tuple[list[AnyEvent], int]: ...
     @abstractmethod
     def reports(self, persona_id: str | None = None) -> list[ReportView]: ...
+    @abstractmethod
+    def _submit(self, kind: Any, stem: str, **fields: Any) -> str: ...
     @abstractmethod
     def chat(self, requests: Iterable[ChatRequest], owner: str = "") -> Iterator[ChatChunk]: ...
