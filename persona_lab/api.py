@@ -474,6 +474,8 @@ class ExportContext(Reporter, Protocol):
 class Exporter(ABC):
     """Takes a variant elsewhere; runs in the worker.
 
+    `keeps_traits`: it can express that a variant is pulled along traits (`Variant.traits`); others are not asked to.
+
     After an export, a folder with an adapter, a model or a GGUF file in it is loaded again and compared with the
     variant by whoever runs the exporter.
     """
@@ -483,6 +485,7 @@ class Exporter(ABC):
     summary: ClassVar[str]
     rank: ClassVar[int] = 100
     Config: ClassVar[type[Frozen]] = NoSettings
+    keeps_traits: ClassVar[bool] = False
 
     def check(self, variant: Variant) -> list[Problem]:
         """Why this variant cannot be expressed in this format, if so. Cheap; no torch."""

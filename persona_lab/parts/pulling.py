@@ -100,13 +100,13 @@ class Pulling(Part):
         """
         return [self._pulled(variant, settings) for variant in variants]
 
-    def save_steered(self, variant_id: str, settings: Mapping[str, float], name: str = "") -> Variant:
+    def save_steered(self, variant: Variant | str, settings: Mapping[str, float], name: str = "") -> Variant:
         """A variant with its sliders at these settings as a new one, with copies of the vectors and of its weights.
 
         Raises:
             UnknownName, BadModel, DiskFull. BadInput: nothing is set, or see `pulled`.
         """
-        made = self._pulled(self.variant(variant_id), settings)
+        made = self._pulled(self.variant(variant) if isinstance(variant, str) else variant, settings)
         if not made.traits:
             raise BadInput("Every slider stands at 0, so there is nothing to keep.", "Move one first.")
         with self._guard:
