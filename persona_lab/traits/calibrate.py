@@ -53,7 +53,7 @@ REPLY_TOKENS = 28
 SHOWN = 6
 """Example lines a side that the judge is shown."""
 RESAMPLES = 1000
-STEPS = 9
+STEPS = 8
 """Parts of the work that are reported."""
 LN2 = 0.6931471805599453
 
@@ -81,15 +81,15 @@ def compute(model: Any, renderer: ChatRenderer, trait: Trait, seed: int, progres
         WorkFailed: there is nothing to compare. BadModel: its layers cannot be found. OutOfMemory
     """
     started = time.perf_counter()
-    progress(0, "writing replies of both kinds")
-    vectors = contrast(model, renderer, trait, seed, look=lambda: progress(1, "reading them"))
+    progress(0, "reading replies of both kinds")
+    vectors = contrast(model, renderer, trait, seed, look=lambda: progress(1, "reading replies of both kinds"))
     bench = _Bench(model, renderer, trait, vectors, seed)
     progress(2, "asking without it")
     chosen = _best_layers(bench, lambda done: progress(3 + done, "trying layers"))
     levels = [_Strength(chosen, sign * size) for sign in (-1, 1) for size in FINE]
-    progress(6, "trying strengths")
+    progress(5, "trying strengths")
     measured = sorted(bench.measure(levels, len(QUESTIONS)), key=lambda level: level.strength)
-    progress(8, "weighing")
+    progress(7, "weighing")
     plain = bench.plain(len(QUESTIONS))
     calibration = TraitCalibration(
         layers=chosen,
@@ -106,10 +106,10 @@ def compute(model: Any, renderer: ChatRenderer, trait: Trait, seed: int, progres
 
 
 def candidates(layers: int) -> list[tuple[int, ...]]:
-    """Where a vector may be added: one layer in the middle, one at two thirds, or a little at each of four."""
+    """Where a vector may be added: a little at each of four layers around the middle, or at one at two thirds."""
     at = [round(layers * share) for share in (0.3, 0.4, 0.5, 0.6)]
     spread = tuple(sorted({min(layers - 1, layer) for layer in at}))
-    found = [(round(layers * 0.47),), (round(layers * 0.67),), spread]
+    found = [spread, (round(layers * 0.67),)]
     return list(dict.fromkeys(tuple(min(layer, layers - 1) for layer in choice) for choice in found))
 
 

@@ -1,9 +1,11 @@
 """The vector of a trait: how the hidden states of replies towards it differ from those of replies away from it.
 
-Replies are written by the model under either description to everyday questions, and, where the trait has example lines,
-these count as replies too. All are then read *without* the description, so that the vector says how such a reply is,
-not that an instruction was given. Per layer: mean over tokens of a reply, mean over replies, difference of the sides;
-written replies and example lines weigh the same. Method: persona vectors, https://arxiv.org/abs/2507.21509.
+Replies are the trait's example lines, as answers to everyday questions. A trait without lines has the model write
+replies under either description, and reads them *without* it, so that the vector says how such a reply is, not that an
+instruction was given. A small model follows descriptions poorly: on the starter the two vectors of a trait had a cosine
+of 0.1, and that of the lines pulled two to three times as far, so written replies are only used where there are no
+lines. Per layer: mean over the tokens of a reply, mean over replies, difference of the sides. Method: persona vectors,
+https://arxiv.org/abs/2507.21509.
 """
 
 from __future__ import annotations
@@ -51,22 +53,18 @@ def contrast(model: Any, renderer: ChatRenderer, trait: Trait, seed: int, look: 
     Raises:
         WorkFailed: the model wrote no replies under the descriptions, and there are no example lines.
     """
-    parts = []
-    written = _written(model, renderer, trait, seed)
-    look()
-    if min(len(side) for side in written) >= FEWEST:
-        parts.append(_difference(model, renderer, *written))
+    replies = [_as_replies(side) for side in (trait.towards_lines, trait.away_lines)]
+    if min(len(side) for side in replies) < FEWEST:
+        replies = _written(model, renderer, trait, seed)
         look()
-    lines = [_as_replies(side) for side in (trait.towards_lines, trait.away_lines)]
-    if min(len(side) for side in lines) >= FEWEST:
-        parts.append(_difference(model, renderer, *lines))
-        look()
-    if not parts:
+    if min(len(side) for side in replies) < FEWEST:
         raise WorkFailed(
             f"The model writes nothing when it is told: {trait.towards!r}, so there is nothing to compare.",
             f"Give the trait at least {FEWEST} example lines a side, or other descriptions.",
         )
-    return torch.stack(parts).mean(dim=0)
+    towards, away = (_mean_states(model, renderer, side) for side in replies)
+    look()
+    return towards - away
 
 
 Reply = tuple[Message, str]
@@ -90,10 +88,6 @@ def _as_replies(lines: Sequence[str]) -> list[Reply]:
         (Message(role="user", content=QUESTIONS[number % len(QUESTIONS)]), line)
         for number, line in enumerate(line for line in lines if line.strip())
     ]
-
-
-def _difference(model: Any, renderer: ChatRenderer, towards: Sequence[Reply], away: Sequence[Reply]) -> torch.Tensor:
-    return _mean_states(model, renderer, towards) - _mean_states(model, renderer, away)
 
 
 def _mean_states(model: Any, renderer: ChatRenderer, replies: Sequence[Reply]) -> torch.Tensor:

@@ -207,7 +207,7 @@ def test_total_shift_adds_and_prefers_the_variants_own_copies(home: Home, tiny_m
 
 
 def test_a_vector_points_from_the_one_side_to_the_other(tiny_model: Path, home: Home) -> None:
-    """On an untrained model: by its example lines alone, swapped sides give the opposite."""
+    """By its example lines, swapped sides give the opposite; without lines, the model's own replies are read."""
     model = load_model(registry.describe(str(tiny_model), home), worker_machine(home.root), full_precision=True)
     renderer = ChatRenderer(tiny_model)
     swapped = {
@@ -220,6 +220,9 @@ def test_a_vector_points_from_the_one_side_to_the_other(tiny_model: Path, home: 
     assert one.shape == (2, 64)
     assert torch.allclose(one, -other, atol=1e-4)
     assert one.abs().max() > 0.01
+    written = contrast(model, renderer, OWN.model_copy(update={"towards_lines": ()}), 0, lambda: None)
+    assert written.shape == one.shape
+    assert not torch.allclose(written, one, atol=1e-4)
 
 
 def test_the_bound_decides_what_100_is() -> None:
@@ -246,7 +249,7 @@ def test_the_bound_decides_what_100_is() -> None:
 def test_layers_lie_inside_every_model() -> None:
     for count in (1, 2, 12, 30):
         assert all(0 <= layer < count for choice in candidates(count) for layer in choice)
-    assert candidates(30)[:2] == [(14,), (20,)]
+    assert candidates(30) == [(9, 12, 15, 18), (20,)]
 
 
 def test_repetition_counts_triples_said_before() -> None:
