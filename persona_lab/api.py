@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -123,6 +124,7 @@ _TOOLKIT = {
     "corpus_passages": "persona_lab.training.foundation",
     "kept_base": "persona_lab.training.foundation",
     "keep_base": "persona_lab.training.foundation",
+    "parse_traits": "persona_lab.inference.trait_files",
     "rows_by_aspect": "persona_lab.datasets.aspects",
     "parse_weights": "persona_lab.datasets.aspects",
     "attach_aspect": "persona_lab.training.aspects",
@@ -287,6 +289,23 @@ class TrainContext(Reporter, Protocol):
 
     def save_pool(self, pool: Any, **details: Any) -> Artifact:
         """No weights: examples are chosen for each question from this pool."""
+
+    def compute_traits(self, model: Any, traits: Sequence[str]) -> None:
+        """See to it that these traits' vectors are there for this base: what is missing is computed and kept.
+
+        Raises:
+            UnknownName: there is no such trait. WorkFailed, BadModel, OutOfMemory
+        """
+
+    def pulled(self, model: Any, traits: Mapping[str, float]) -> AbstractContextManager[Any]:
+        """The model pulled along traits (id -> -100..100) for as long as the context lasts.
+
+        Raises:
+            BadInput: one was not computed, or does not steer this base that way.
+        """
+
+    def save_steered(self, traits: Mapping[str, float], **details: Any) -> Artifact:
+        """No weights: the settings of trait sliders, with copies of the traits' vectors."""
 
     def run_strategy(self, strategy: str, config: Mapping[str, Any], stage: str) -> tuple[Any, FitResult]:
         """Run another strategy's training inside this one; gives its trained model (a peft model for `lora`).
@@ -456,6 +475,8 @@ class ExportContext(Reporter, Protocol):
 class Exporter(ABC):
     """Takes a variant elsewhere; runs in the worker.
 
+    `keeps_traits`: it can express that a variant is pulled along traits (`Variant.traits`); others are not asked to.
+
     After an export, a folder with an adapter, a model or a GGUF file in it is loaded again and compared with the
     variant by whoever runs the exporter.
     """
@@ -465,6 +486,7 @@ class Exporter(ABC):
     summary: ClassVar[str]
     rank: ClassVar[int] = 100
     Config: ClassVar[type[Frozen]] = NoSettings
+    keeps_traits: ClassVar[bool] = False
 
     def check(self, variant: Variant) -> list[Problem]:
         """Why this variant cannot be expressed in this format, if so. Cheap; no torch."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 import sys
 import time
 from collections import Counter
@@ -537,6 +538,48 @@ class Catalog:
         write_atomic(folder / "variant.json", written("variant", merged, indent=1))
         self._index_variant(merged)
         return merged
+
+    def save_steered(self, pulled: Variant, weights: Sequence[str], name: str) -> Variant:
+        """A new variant that keeps its trait sliders: copies of its weights and of the vectors are its own.
+
+        Args:
+            pulled: the variant with `traits` set.
+            weights: names of the weights whose vectors may be used, best first.
+
+        Raises:
+            BadModel: its weights or a vector are gone. DiskFull
+        """
+        from persona_lab.inference.trait_files import STEERING, copy_kept, told
+        from persona_lab.models.weights import copy_folder, folder_bytes
+
+        stem, number = pulled.id[:48], 1
+        while self.home.variant(f"{stem}-steered-{number}").exists():
+            number += 1
+        folder = self.home.variant(f"{stem}-steered-{number}")
+        with disk_errors(folder):
+            try:
+                if pulled.path:
+                    copy_folder(Path(pulled.path), folder / "weights")
+                copy_kept(pulled, self.home, weights, folder / STEERING)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+        made = pulled.model_copy(
+            update={
+                "id": folder.name,
+                "name": name or f"{pulled.name}, {told(pulled.traits)}",
+                "kind": "prompt" if pulled.kind == "base" else pulled.kind,
+                "strategy": "steer" if pulled.kind == "base" else pulled.strategy,
+                "path": str(folder / "weights") if pulled.path else "",
+                "steering": str(folder / STEERING),
+                "parent": pulled.id if pulled.kind != "base" else "",
+                "created": now(),
+                "bytes": folder_bytes(folder),
+            }
+        )
+        write_atomic(folder / "variant.json", made.model_dump_json(indent=1))
+        self._index_variant(made)
+        return made
 
     def _index_variant(self, variant: Variant) -> None:
         row = variant.model_dump(mode="json", include={"id", "name", "persona", "strategy", "base", "run", "created"})

@@ -35,6 +35,11 @@ def parent_of(part: Any, config: Any, persona: Persona, base: str, variants: Seq
         raise BadInput(f"{parent.id!r} is a variant of {parent.persona!r}, not of {persona.id!r}.", known)
     if parent.kind not in TRAINED:
         raise BadInput(f"{parent.id!r} has no trained weights to go on from: it changes only the prompt.", known)
+    if parent.traits:
+        raise BadInput(
+            f"{parent.id!r} is pulled along traits, which training would not see.",
+            f"Go on from {parent.parent!r}, from which it was made, and pull the outcome.",
+        )
     if base not in ("starter", parent.base):
         fix = f"Leave the base out, or use {parent.base}."
         raise BadInput(f"{parent.id!r} was trained on {parent.base!r}, not on {base!r}.", fix)

@@ -26,6 +26,7 @@ from persona_lab.jobs import view as view_run
 from persona_lab.library import Library
 from persona_lab.parts.guests import Guests
 from persona_lab.parts.keeping import Keeping
+from persona_lab.parts.pulling import Pulling
 from persona_lab.parts.queueing import Queueing
 from persona_lab.parts.sharing import Sharing
 from persona_lab.parts.talking import Talking
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
 WAIT_SECONDS = 0.2
 
 
-class Engine(Talking, Queueing, Keeping, Sharing, Guests, Versions):
+class Engine(Talking, Queueing, Keeping, Pulling, Sharing, Guests, Versions):
     """One data home, opened. Use it as a context manager.
 
     Args:
@@ -534,6 +535,11 @@ class Engine(Talking, Queueing, Keeping, Sharing, Guests, Versions):
         exporter = self.plugins.get("exporter", format)
         config = validate_settings(exporter.Config, settings or {}, f"exporter {format!r}")
         variant = self.variant(variant_id)
+        if variant.traits and not getattr(exporter, "keeps_traits", False):
+            raise BadInput(
+                f"{variant.name!r} is pulled along traits, which {exporter.title} cannot express: it would be lost.",
+                f"Export {variant.parent!r}, from which it was made." if variant.parent else "Choose another format.",
+            )
         problems = self.plugins.guarded("exporter", format, exporter.check, variant)
         base = self.base_model(variant.base)
         problems += self.plugins.guarded("exporter", format, exporter.check_base, variant, base, config)
@@ -697,7 +703,13 @@ class Engine(Talking, Queueing, Keeping, Sharing, Guests, Versions):
         Raises:
             UnknownName: no such variant or aspect. BadInput: it has no aspects. BadModel, DiskFull
         """
-        return self.catalog.merge_aspects(self.variant(variant_id), weights, rank, name)
+        source = self.variant(variant_id)
+        if source.traits:
+            raise BadInput(
+                f"{source.name!r} is pulled along traits, which a merged adapter cannot express.",
+                f"Merge {source.parent!r}, from which it was made, and pull the outcome.",
+            )
+        return self.catalog.merge_aspects(source, weights, rank, name)
 
     def delete_variant(self, variant_id: str) -> None:
         """Put a variant aside; `undo_delete` brings the last one back.

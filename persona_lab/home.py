@@ -70,6 +70,10 @@ class Home:
         return self.root / "reports" / report_id
 
     @property
+    def traits(self) -> Path:
+        return self.root / "traits"
+
+    @property
     def score_cache(self) -> Path:
         return self.root / "cache" / "scores.sqlite"
 

@@ -18,7 +18,10 @@ def variant_of(run: RunView, artifact: Artifact, folder: Path) -> Variant:
         strategy=run.strategy,
         run=run.id,
         kind=artifact.kind,
-        path=str(folder / "weights") if artifact.path else "",
+        # the folder of a steered prompt holds the traits' vectors, not a pool of examples
+        path=str(folder / "weights") if artifact.path and not (artifact.traits and artifact.kind == "prompt") else "",
+        traits=artifact.traits,
+        steering=str(folder / "weights" / "steering") if artifact.traits else "",
         system=run.result.get("system", ""),
         examples=artifact.examples,
         quantization=artifact.quantization,

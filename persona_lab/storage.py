@@ -13,6 +13,7 @@ from persona_lab.types import Frozen
 
 KINDS = {
     "models": ("Base models", "Fetched or trained as foundations; fetched ones can be fetched again."),
+    "traits": ("Traits", "Trait sliders: your own, and the vectors of all for each base model."),
     "variants": ("Variants", "The trained weights of your characters."),
     "runs": ("Runs", "Logs, curves, reports and checkpoints of trainings and evaluations."),
     "personas": ("Characters and data", "Cards, pictures, conversations and probes."),

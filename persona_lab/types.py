@@ -16,7 +16,7 @@ Role = Literal["system", "user", "assistant"]
 Split = Literal["train", "validation", "test"]
 Kind = Literal["strategy", "evaluator", "reader", "exporter", "tab"]
 VariantKind = Literal["base", "prompt", "adapter", "weights"]
-RunKind = Literal["train", "evaluate", "export", "fetch", "calibrate", "prompts"]
+RunKind = Literal["train", "evaluate", "export", "fetch", "calibrate", "prompts", "traits"]
 Quantization = Literal["nf4", "nf4_single"]
 """4-bit weights, with or without double quantisation of their scales."""
 RunStatus = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
@@ -353,6 +353,71 @@ class PlanRow(Frozen):
     """Why `fits` is False: there is too little memory or disk, or something is missing that no machine could give."""
 
 
+# --- traits ---------------------------------------------------------------------------------------
+
+
+class Trait(Frozen):
+    """A pair of opposite ways to speak, between which a slider pulls: +100 is `towards`, -100 `away`.
+
+    The descriptions are told to a model, in the second person; the lines are things that somebody of that kind says.
+    """
+
+    id: Id
+    title: str = Field(min_length=1, max_length=40)
+    towards_label: str = Field(min_length=1, max_length=30)
+    away_label: str = Field(min_length=1, max_length=30)
+    towards: str = Field(min_length=1, max_length=600)
+    away: str = Field(min_length=1, max_length=600)
+    towards_lines: tuple[str, ...] = ()
+    away_lines: tuple[str, ...] = ()
+    own: bool = False
+    """Made by the user, not shipped."""
+
+
+class TraitLevel(Frozen):
+    """Replies at one strength, as calibration measured them; `strength` is in lengths of the vector, below 0 away."""
+
+    strength: float
+    score: float
+    """Mean gain over the unsteered replies, nats a byte: log p under the description `towards` minus under `away`."""
+    low: float
+    high: float
+    bits_per_byte: float
+    """Of the replies under the unsteered model."""
+    repetition: float
+    """Share of each reply's three-word sequences that it has said already."""
+
+
+class TraitCalibration(Frozen):
+    """What a trait's slider means on one model.
+
+    `towards`, `away`: lengths of the vector that are added at +100 and at -100; None: it cannot be pulled that way.
+    """
+
+    layers: tuple[int, ...]
+    towards: float | None
+    away: float | None
+    unsteered_bits_per_byte: float
+    unsteered_repetition: float
+    levels: tuple[TraitLevel, ...] = ()
+    """At the chosen layers, from the strongest pull away to the strongest pull towards."""
+    seconds: float = 0.0
+    created: str = ""
+
+    @property
+    def steers(self) -> bool:
+        """Whether it moves this model in any direction."""
+        return self.towards is not None or self.away is not None
+
+
+class TraitState(Frozen):
+    """A trait as a slider on one model."""
+
+    trait: Trait
+    status: Literal["not computed", "ready", "does not steer"]
+    calibration: TraitCalibration | None = None
+
+
 # --- training -------------------------------------------------------------------------------------
 
 
@@ -437,6 +502,8 @@ class Artifact(Frozen):
     trainable_parameters: int = 0
     total_parameters: int = 0
     fit: FitResult | None = None
+    traits: dict[str, float] = Field(default_factory=dict)
+    """Settings of trait sliders, by trait id; their vectors lie in `steering` in the artifact's folder."""
     details: dict[str, Any] = Field(default_factory=dict)
     """Anything a strategy wants to keep, such as hybrid's ranking of layers. JSON only."""
 
@@ -477,6 +544,10 @@ class Variant(Frozen):
     """Weights of the aspects by name; an aspect that is not named keeps its saved weight."""
     merged: dict[str, Any] = Field(default_factory=dict)
     """Of a merged blend: from (variant id), blend, rank (None: exact) and error (relative, Frobenius)."""
+    traits: dict[str, float] = Field(default_factory=dict)
+    """How far it is pulled along each trait, by trait id, -100..100; empty: its weights speak for themselves."""
+    steering: str = ""
+    """Absolute path of the folder with its own copies of the traits' vectors; empty: those of the home are used."""
 
     def __hash__(self) -> int:
         """pydantic's own would hash every field, and some are dicts."""

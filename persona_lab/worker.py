@@ -105,6 +105,10 @@ def run_job(job: Job, reporter: WorkerReporter, plugins: Plugins) -> dict[str, A
         from persona_lab.backtranslation import run as write_prompts
 
         return write_prompts(job, reporter)
+    if job.kind == "traits":
+        from persona_lab.traits.run import run as traits
+
+        return traits(job, reporter)
     from persona_lab.models.registry import ensure
 
     return {"model": ensure(job.base, Home(Path(job.home)), reporter).model_dump(mode="json", exclude={"config"})}

@@ -43,6 +43,8 @@ class SavedPane(Frozen):
     variant: str
     name: str = ""
     turns: tuple[SavedTurn, ...] = ()
+    traits: dict[str, float] = Field(default_factory=dict)
+    """Where its trait sliders stand, by trait id."""
 
 
 class SavedChat(Frozen):

@@ -24,6 +24,7 @@ from persona_lab.cli.probes import probes_app
 from persona_lab.cli.serving import serve_api
 from persona_lab.cli.share import share_app
 from persona_lab.cli.studio import studio_app
+from persona_lab.cli.traits import traits_app
 from persona_lab.cli.work import commands, runs_app
 from persona_lab.errors import PersonaLabError
 
@@ -120,6 +121,7 @@ for _name, _group in (
     ("models", models_app),
     ("runs", runs_app),
     ("variants", variants_app),
+    ("traits", traits_app),
     ("votes", votes_app),
     ("feedback", feedback_app),
     ("studio", studio_app),

@@ -118,3 +118,19 @@ def variants_merge(
         made = engine.merge_aspects(variant_id, parse_weights(blend), rank, name)
     lost = f", {made.merged['error']:.2%} of the update lost" if rank else ", exact"
     show(made, as_json, lambda: print(f"Variant {made.id} is ready: {made.name}{lost}."))
+
+
+@variants_app.command("steer")
+def variants_steer(
+    variant_id: str,
+    traits: Annotated[str, typer.Option("--traits", help="Trait sliders from -100 to 100: grumpy=60,archaic=-30.")],
+    name: Annotated[str, typer.Option("--name", help="A name for the new variant.")] = "",
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A variant (or `base-PERSONA`) with its trait sliders set, as a new variant; nothing is trained."""
+    from persona_lab.inference.trait_files import parse_traits
+
+    with opened(home) as engine:
+        made = engine.save_steered(variant_id, parse_traits(traits), name)
+    show(made, as_json, lambda: print(f"Variant {made.id} is ready: {made.name}."))

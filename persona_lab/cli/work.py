@@ -70,7 +70,10 @@ def plan(
 def train(
     persona: PersonaOption,
     strategy: Annotated[
-        str, typer.Option("--strategy", help="prompt, lora, qlora, full, hybrid, foundation, aspects, or a plugin's.")
+        str,
+        typer.Option(
+            "--strategy", help="prompt, steer, lora, qlora, full, hybrid, foundation, aspects, or a plugin's."
+        ),
     ],
     base: BaseOption = "starter",
     set: SetOption = None,
@@ -262,6 +265,7 @@ def say(
     max_new_tokens: Annotated[int, typer.Option(min=1, max=4096)] = 120,
     temperature: Annotated[float, typer.Option(min=0, max=5, help="0 always takes the likeliest word.")] = 0.7,
     blend: Annotated[str, typer.Option("--blend", help="Of variants with aspects: voice=1,mood=0.5.")] = "",
+    traits: Annotated[str, typer.Option("--traits", help="Sliders from -100 to 100: grumpy=60,archaic=-30.")] = "",
     int8: Annotated[bool, typer.Option("--int8", help="Weights rounded to 8 bits: faster, a little off.")] = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -269,6 +273,7 @@ def say(
     """Talk to variants side by side; `base-PERSONA` is the untrained base under that persona's card."""
     from persona_lab.cli.conversing import read_prompts, replies
     from persona_lab.datasets.aspects import parse_weights
+    from persona_lab.inference.trait_files import parse_traits
     from persona_lab.types import Sampling
 
     asked = read_prompts(prompt, prompts)
@@ -278,6 +283,8 @@ def say(
         found: list[Variant] = [engine.variant(name) for name in variants]
         if weights:
             found = engine.blended(found, weights)
+        if traits:
+            found = engine.pulled(found, parse_traits(traits))
         rows = []
         for row in replies(engine.chat, found, asked, sampling, "int8" if int8 else "native"):
             rows.append(row)

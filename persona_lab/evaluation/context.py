@@ -270,5 +270,5 @@ def _together(order: Sequence[int], prompts: Sequence[Sequence[Message]]) -> lis
 
 
 def _or_none(variant: Variant) -> Variant | None:
-    """The host's name for "the base's own weights" is None."""
-    return None if variant.kind in ("base", "prompt") else variant
+    """The host's name for "the base's own weights, pulled nowhere" is None."""
+    return None if variant.kind in ("base", "prompt") and not variant.traits else variant

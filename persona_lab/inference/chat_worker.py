@@ -162,7 +162,9 @@ class ChatWorker:
         groups: list[list[ChatRequest]] = []
         for request in requests:
             with self._errors_to([request], emit):
-                host.mixable([request.variant])  # its own files are gone: its own error, not that of the next pane
+                # its own files are gone, or its trait was never computed: its own error, not that of the next pane
+                host.mixable([request.variant])
+                host.shift_of(request.variant)
                 for group in groups:
                     alike = group[0].weights == request.weights
                     if alike and host.mixable([r.variant for r in [*group, request]]):
@@ -194,6 +196,7 @@ class ChatWorker:
                 should_stop=should_stop,
                 adapter_names=adapters,
                 memory=memory,
+                shifts=[served.host.shift_of(variant) for variant in variants],
             )
         for request, adapter, reply in zip(group, stamps, replies, strict=True):
             cut = not reply.finished and reply.tokens < request.sampling.max_new_tokens and should_stop()

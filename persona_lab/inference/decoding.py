@@ -20,6 +20,7 @@ from persona_lab.inference.fast_linear import PackedWeights, worth_packing
 from persona_lab.inference.kv_cache import PrefixCache
 from persona_lab.inference.loading import is_out_of_memory
 from persona_lab.inference.sampling import RowSampler, draw_rows
+from persona_lab.inference.steering import Shift, standing
 from persona_lab.inference.steps import FastSteps, PlainSteps, Prompt, open_steps
 from persona_lab.inference.text_stream import TextStream
 from persona_lab.types import Message, Sampling
@@ -85,6 +86,7 @@ def generate(
     should_stop: Callable[[], bool] | None = None,
     adapter_names: Sequence[str] | None = None,
     memory: DecodingMemory | None = None,
+    shifts: Sequence[Shift | None] | None = None,
 ) -> list[Generated]:
     """One reply for each prompt (messages, the system message included where one is wanted).
 
@@ -97,14 +99,16 @@ def generate(
         should_stop: asked before every step; True ends all rows with what they have.
         adapter_names: peft adapter of each row, `__base__` for none; None for whatever is active.
         memory: what may be kept for the next call on the same weights.
+        shifts: of each row, what is added to the layers' outputs; None for whatever `steered` put in force.
 
     Raises:
-        BadInput: a prompt alone does not fit into the context. OutOfMemory
+        BadInput: a prompt alone does not fit into the context. BadModel: a shift is not for this model. OutOfMemory
     """
     chosen = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
     names = list(adapter_names) if adapter_names is not None else [None] * len(prompts)
     keys = memory.keys if memory is not None else [name or "" for name in names]
-    rows = [_row(renderer, i, prompt, chosen[i], names[i], keys[i]) for i, prompt in enumerate(prompts)]
+    added = list(shifts) if shifts is not None else [standing(model)] * len(prompts)
+    rows = [_row(renderer, i, prompt, chosen[i], names[i], keys[i], added[i]) for i, prompt in enumerate(prompts)]
     # rows of similar length share a batch, so that little is padded
     order = sorted(rows, key=lambda row: len(row.prompt.ids))
     start = time.perf_counter()
@@ -160,7 +164,13 @@ def _state(weight: torch.Tensor) -> tuple[int, int, int]:
 
 
 def _row(
-    renderer: ChatRenderer, index: int, prompt: Sequence[Message], sampling: Sampling, adapter: str | None, weights: str
+    renderer: ChatRenderer,
+    index: int,
+    prompt: Sequence[Message],
+    sampling: Sampling,
+    adapter: str | None,
+    weights: str,
+    shift: Shift | None,
 ) -> _Row:
     messages = list(prompt)
     room = min(sampling.max_new_tokens, renderer.context_length // 2)
@@ -180,7 +190,9 @@ def _row(
         messages = [message for i, message in enumerate(messages) if i not in left_out]
         ids = renderer.prompt_ids(messages)
     sampler = RowSampler(sampling, messages, renderer.eos_ids, _said(renderer, messages))
-    return _Row(index, Prompt(tuple(ids), room, adapter, weights), sampler, TextStream(renderer))
+    # keys and values of a steered prompt are its own: they must not be shared with those of other settings
+    weights = f"{weights} {shift.key}" if shift is not None else weights
+    return _Row(index, Prompt(tuple(ids), room, adapter, weights, shift), sampler, TextStream(renderer))
 
 
 def _said(renderer: ChatRenderer, messages: Sequence[Message]) -> list[int]:

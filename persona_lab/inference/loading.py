@@ -19,12 +19,17 @@ from persona_lab.errors import BadModel, OutOfMemory
 from persona_lab.home import Home
 from persona_lab.inference.blending import told
 from persona_lab.inference.fast_linear import BASE
+from persona_lab.inference.steering import Shift, steered
+from persona_lab.inference.trait_files import find_kept, settings_of, total_shift
+from persona_lab.inference.trait_files import told as told_traits
 from persona_lab.models.machine import memory_bytes
 from persona_lab.models.weights import check_config, fingerprint, read_header, read_json, safetensors_files
 from persona_lab.types import BaseModelInfo, Machine, Variant
 
 MAX_ADAPTERS = 8
 MAX_OWN_WEIGHTS = 2
+MAX_SHIFTS = 256
+"""Settings of trait sliders that are remembered; a few kilobytes each."""
 
 
 def load_model(
@@ -189,11 +194,16 @@ class VariantHost:
         self._shared: dict[str, _Shared] = {}
         self._own: OrderedDict[str, Any] = OrderedDict()
         self._base_fingerprint = ""
+        self._shifts: dict[tuple[Any, ...], Shift | None] = {}
 
     # --- which weights -------------------------------------------------------------------------------
 
     def stamp_name(self, variant: Variant | None) -> str:
         """What is active for this variant, from the files it is loaded from: `lora tamsin-1 3f2a9c1d04be`."""
+        pulled = told_traits(variant.traits) if variant is not None else ""
+        return self._weights_stamp(variant) + (f", pulled {pulled}" if pulled else "")
+
+    def _weights_stamp(self, variant: Variant | None) -> str:
         base = f"base {self.info.id} {self.base_fingerprint}"
         if variant is None or variant.kind == "base":
             return base
@@ -216,7 +226,36 @@ class VariantHost:
         return all(_mixable(_check_adapter(v)) for v in variants if v.kind == "adapter")
 
     def weights_key(self, variant: Variant | None) -> str:
-        """The same for variants that run on the same weights."""
+        """The same for variants that run on the same weights, and are pulled along traits alike."""
+        shift = self.shift_of(variant)
+        return self._adapter_name(variant) + (f" {shift.key}" if shift is not None else "")
+
+    def trait_weights(self, variant: Variant | None) -> list[str]:
+        """Names of the weights whose trait vectors suit this variant: its own, then its base's."""
+        own = self._adapter_name(variant)
+        return [*([own] if own != BASE else []), self.base_fingerprint]
+
+    def shift_of(self, variant: Variant | None) -> Shift | None:
+        """What the variant's trait sliders add to its layers; None where none is set.
+
+        Raises:
+            BadInput: a trait was not computed for this base, or does not steer it. BadModel
+        """
+        settings = settings_of(variant.traits) if variant is not None else {}
+        if variant is None or not settings:
+            return None
+        weights = self.trait_weights(variant)
+        paths = [find_kept(variant, self.home, name, weights) for name in settings]
+        state = [(str(path), path.stat().st_mtime_ns) for path in paths if path is not None]
+        key = (*settings.items(), *state)
+        if len(state) < len(settings) or key not in self._shifts:
+            self._shifts[key] = _as_shift(total_shift(variant, self.home, weights))
+            for old in list(self._shifts)[:-MAX_SHIFTS]:
+                del self._shifts[old]
+        return self._shifts[key]
+
+    def _adapter_name(self, variant: Variant | None) -> str:
+        """The same for variants that run on the same weights; peft's name where they are an adapter."""
         if variant is None or variant.kind in ("base", "prompt"):
             return BASE
         return f"{variant.quantization or ''}{variant.kind}_{fingerprint(Path(variant.path))}"
@@ -229,16 +268,22 @@ class VariantHost:
 
     @contextmanager
     def model_for(self, variant: Variant | None) -> Iterator[Any]:
-        """A model with the right weights active, for as long as the context lasts.
+        """A model with the right weights active, and its layers pulled as the variant's traits say, for as long as the
+        context lasts.
 
         Raises:
-            BadModel, OutOfMemory
+            BadModel, OutOfMemory. BadInput: see `shift_of`.
         """
+        with self._weights_for(variant) as model, steered(model, [self.shift_of(variant)]):
+            yield model
+
+    @contextmanager
+    def _weights_for(self, variant: Variant | None) -> Iterator[Any]:
         if variant is not None and _stands_alone(variant):
             yield self._own_model(variant)
         elif variant is not None and variant.kind == "adapter":
             shared = self._with_adapters([variant])
-            shared.peft.set_adapter(self.weights_key(variant))
+            shared.peft.set_adapter(self._adapter_name(variant))
             shared.peft.requires_grad_(False)
             yield shared.peft
         else:
@@ -250,7 +295,7 @@ class VariantHost:
     def model_for_batch(self, variants: Sequence[Variant]) -> Iterator[tuple[Any, list[str] | None]]:
         """A model for rows of different variants, and peft's adapter name for each row (None: no adapter at all).
 
-        Only for variants that are `mixable`.
+        Only for variants that are `mixable`. Nothing is pulled along traits: `shift_of` says what to add to each row.
 
         Raises:
             BadModel, OutOfMemory
@@ -261,7 +306,7 @@ class VariantHost:
                 yield model, None
             return
         shared = self._with_adapters(adapters)
-        yield shared.peft, [self.weights_key(v) for v in variants]
+        yield shared.peft, [self._adapter_name(v) for v in variants]
 
     def _base(self, quantization: str) -> _Shared:
         if quantization not in self._shared:
@@ -271,7 +316,7 @@ class VariantHost:
 
     def _with_adapters(self, variants: Sequence[Variant]) -> _Shared:
         shared = self._base(self._quantization(variants[0]))
-        names = [self.weights_key(v) for v in variants]
+        names = [self._adapter_name(v) for v in variants]
         for variant, name in zip(variants, names, strict=True):
             _check_adapter(variant)
             with loading_errors(variant.name):
@@ -280,7 +325,7 @@ class VariantHost:
 
     def _own_model(self, variant: Variant) -> Any:
         """A model that shares nothing with the base; the longest unused goes when there are more than two."""
-        key = self.weights_key(variant)
+        key = self._adapter_name(variant)
         if key not in self._own:
             while len(self._own) >= MAX_OWN_WEIGHTS:
                 self._own.popitem(last=False)
@@ -314,6 +359,10 @@ def _stands_alone(variant: Variant) -> bool:
     return variant.kind == "weights" or (
         variant.kind == "adapter" and _check_adapter(variant).get("peft_type") != "LORA"
     )
+
+
+def _as_shift(vectors: dict[int, Any]) -> Shift | None:
+    return Shift({layer: torch.from_numpy(vector) for layer, vector in vectors.items()}) if vectors else None
 
 
 def _free_bytes(machine: Machine) -> int:

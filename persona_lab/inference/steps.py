@@ -27,6 +27,7 @@ from persona_lab.inference.fast_linear import (
     fast_linears,
 )
 from persona_lab.inference.kv_cache import Known, PrefixCache, fill, growing_cache, row_states, shared_length
+from persona_lab.inference.steering import RowShifts, Shift, steered
 from persona_lab.inference.token_step import TokenStep, token_step
 
 log = logging.getLogger(__name__)
@@ -46,20 +47,27 @@ QUANTIZED_DIFFERENCE = 0.1
 class Prompt:
     """A row: its prompt's token ids, how many tokens may follow, and what it runs on.
 
-    `adapter`: peft's name, `__base__` for none, None for whatever is active. `weights` names the weights in a cache.
+    `adapter`: peft's name, `__base__` for none, None for whatever is active. `weights` names the weights in a cache,
+    and with them the `shift`, which is added to what the layers give.
     """
 
     ids: tuple[int, ...]
     room: int
     adapter: str | None = None
     weights: str = ""
+    shift: Shift | None = None
 
 
 class PlainSteps:
-    """The model's own forward and cache; adapters through peft's `adapter_names`."""
+    """The model's own forward and cache; adapters through peft's `adapter_names`.
 
-    def __init__(self, model: Any, prompts: Sequence[Prompt], pad: int) -> None:
+    Args:
+        shifts: what `steered` gave for these rows, which follows them.
+    """
+
+    def __init__(self, model: Any, prompts: Sequence[Prompt], pad: int, shifts: RowShifts | None = None) -> None:
         self.model = model
+        self.shifts = shifts
         self.prompts = list(prompts)
         self.pad = pad
         self.cache: Any = None
@@ -84,6 +92,8 @@ class PlainSteps:
         self.prompts = [self.prompts[place] for place in places]
         self.mask, self.positions = self.mask[chosen], self.positions[chosen]
         self.cache.batch_select_indices(chosen)
+        if self.shifts is not None:
+            self.shifts.set([prompt.shift for prompt in self.prompts])
 
     def end(self, place: int, tokens: Sequence[int]) -> None:
         """A row is done, with these tokens."""
@@ -132,7 +142,7 @@ def _made_up_words(model: Any) -> bool:
 
 
 class FastSteps:
-    """The fast way. To be used inside `fast_linears` with the same `adapters`.
+    """The fast way. To be used inside `fast_linears` with the same `adapters` and inside `steered` with these `shifts`.
 
     Columns of the batch's cache: what was known of each row, aligned at the right; then what was not, so too; then new
     tokens. Where rows differ in length the holes are masked.
@@ -146,8 +156,10 @@ class FastSteps:
         adapters: RowAdapters,
         prefixes: PrefixCache | None,
         token: TokenStep | None = None,
+        shifts: RowShifts | None = None,
     ) -> None:
         self.inner = inner
+        self.shifts = shifts
         self.token = token
         self.device = inner.device
         self.prompts = list(prompts)
@@ -183,6 +195,7 @@ class FastSteps:
         self.holes = not bool(self.mask.all())
         self.cache.batch_select_indices(chosen)
         self.adapters.set([self.adapters.rows[place] for place in places])
+        self._shift(self.prompts)
 
     def end(self, place: int, tokens: Sequence[int]) -> None:
         """A row is done: keep what it computed, where things are kept."""
@@ -213,6 +226,7 @@ class FastSteps:
         rows = self.adapters.rows
         firsts = [places[0] for places, _ in runs]
         self.adapters.set([rows[place] for place in firsts])
+        self._shift([self.prompts[place] for place in firsts])
         ids = [self.prompts[places[0]].ids[:common] for places, common in runs]
         starts = [_cut(known[place], len(part) - 1) for place, part in zip(firsts, ids, strict=True)]
         self._run(ids, starts, 0)
@@ -221,6 +235,11 @@ class FastSteps:
             for place in places:
                 known[place] = Known(states, common)
         self.adapters.set(rows)
+        self._shift(self.prompts)
+
+    def _shift(self, prompts: Sequence[Prompt]) -> None:
+        if self.shifts is not None:
+            self.shifts.set([prompt.shift for prompt in prompts])
 
     def _run(self, ids: Sequence[tuple[int, ...]], known: Sequence[Known | None], room: int) -> torch.Tensor:
         """Into a new cache: what is known, then the rest through the model; logits after each row's last token."""
@@ -311,9 +330,27 @@ def open_steps(
 
     Raises:
         BadInput: other weights than the model's own are asked for, and only the plain way could be taken.
+        BadModel: a prompt's shift is not one for this model.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    verdict = _verdict(model, inner, prompts, pad, packed)
+    with steered(inner, ()):  # whether the two ways agree is a question about the model as it is
+        verdict = _verdict(model, inner, prompts, pad, packed)
+    with steered(inner, [prompt.shift for prompt in prompts]) as shifts:
+        with _chosen_steps(model, inner, prompts, pad, packed, prefixes, verdict, shifts) as steps:
+            yield steps
+
+
+@contextmanager
+def _chosen_steps(
+    model: Any,
+    inner: Any,
+    prompts: Sequence[Prompt],
+    pad: int,
+    packed: PackedWeights | None,
+    prefixes: PrefixCache | None,
+    verdict: _Verdict,
+    shifts: RowShifts | None,
+) -> Iterator[PlainSteps | FastSteps]:
     reason = verdict.reason
     if not reason:
         adapters = _adapters(inner, prompts)
@@ -324,15 +361,15 @@ def open_steps(
             reason = str(error)
         else:
             try:
-                token = token_step(inner, joint) if verdict.token else None
-                yield FastSteps(inner, prompts, pad, adapters, prefixes, token)
+                token = token_step(inner, joint, shifts) if verdict.token else None
+                yield FastSteps(inner, prompts, pad, adapters, prefixes, token, shifts)
             finally:
                 manager.__exit__(None, None, None)
             return
     if packed is not None and packed.weights != "native":
         raise BadInput(f"{packed.weights} weights cannot be used with this model: {reason}.", "Switch them off.")
     log.warning("Replies are written by the plain loop: %s.", reason)
-    yield (PromptedSteps if _made_up_words(model) else PlainSteps)(model, prompts, pad)
+    yield (PromptedSteps if _made_up_words(model) else PlainSteps)(model, prompts, pad, shifts)
 
 
 def _adapters(inner: Any, prompts: Sequence[Prompt]) -> RowAdapters:

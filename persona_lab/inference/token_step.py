@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from persona_lab.inference.fast_linear import Multiply
 from persona_lab.inference.kv_cache import GrowingLayer
+from persona_lab.inference.steering import RowShifts
 
 TokenStep = Callable[[torch.Tensor, torch.Tensor, Any, "torch.Tensor | None"], torch.Tensor]
 """(ids [rows, 1], positions [rows, 1], cache, mask [rows, columns] or None) -> logits [rows, vocabulary]."""
@@ -29,12 +30,15 @@ LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 MODEL = {"embed_tokens", "layers", "norm", "rotary_emb"}
 
 
-def token_step(inner: Any, joint: Mapping[torch.nn.Module, Multiply]) -> TokenStep | None:
+def token_step(
+    inner: Any, joint: Mapping[torch.nn.Module, Multiply], shifts: RowShifts | None = None
+) -> TokenStep | None:
     """How to run one token of each row; None: the model is of another kind.
 
     Args:
         inner: a causal language model of transformers, in eval mode, inside `fast_linears`.
         joint: what `fast_linears` gave: the first of several layers that read the same state -> the product of all.
+        shifts: what `steered` gave: added here, since the layers' modules, which have the hooks, are not called.
     """
     body = getattr(inner, "model", None)
     if body is None or _parts(inner) != {"model", "lm_head"} or _parts(body) != MODEL:
@@ -53,8 +57,11 @@ def token_step(inner: Any, joint: Mapping[torch.nn.Module, Multiply]) -> TokenSt
         sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
         hidden = None if mask is None else mask.bool()[:, None, None, :]
         x = x[:, 0].clone()  # which the layers add to
-        for run, kept in zip(steps, cache.layers, strict=True):
+        added = shifts.at if shifts is not None else {}
+        for number, (run, kept) in enumerate(zip(steps, cache.layers, strict=True)):
             run(x, cos, sin, kept, hidden)
+            if number in added:
+                x.add_(added[number])
         logits: torch.Tensor = head(final(x))
         return logits
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,31 @@ def sha256(path: Path) -> str:
     """Of a file's content, hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder of weights; large files are linked where the disk allows it, since they are never changed in place.
+
+    Raises:
+        BadModel: it is gone.
+    """
+    if not source.is_dir():
+        raise BadModel(f"The weights in {source} are gone.", "Delete the variant, or train it again.")
+    for path in sorted(source.rglob("*")):
+        copy = target / path.relative_to(source)
+        if path.is_dir():
+            copy.mkdir(parents=True, exist_ok=True)
+            continue
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, copy)
+        except OSError:
+            shutil.copyfile(path, copy)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -184,7 +184,9 @@ class Workshop:
             strategy=result["strategy"],
             run=run_id,
             kind=artifact.kind,
-            path=artifact.path,
+            path="" if artifact.traits else artifact.path,
+            traits=artifact.traits,
+            steering=str(Path(artifact.path) / "steering") if artifact.traits else "",
             system=result["system"],
             examples=artifact.examples,
             quantization=artifact.quantization,
@@ -284,7 +286,7 @@ def check_loads_and_speaks(shop: Workshop, strategy: str, settings: Mapping[str,
     asked = [Message(role="user", content="How many ropes are there in the harbour, number 3?")]
     reply = "There are 2 ropes, counting the one that sulks on a Tuesday."
     scores = []
-    for who in (variant, variant.model_copy(update={"kind": "base", "path": "", "examples": ()})):
+    for who in (variant, variant.model_copy(update={"kind": "base", "path": "", "examples": (), "traits": {}})):
         prompt = messages_for(who, asked)
         with host.model_for(who) as model:
             said = generate(model, renderer, [prompt], Sampling(max_new_tokens=4))[0]

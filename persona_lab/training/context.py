@@ -6,11 +6,14 @@ It reports through the run's reporter and keeps count of seconds for the result;
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
+
+import torch
 
 from persona_lab.api import TrainJob
 from persona_lab.datasets.examples import exchange_sizes
@@ -23,7 +26,10 @@ from persona_lab.inference.example_choice import ExamplePool, write_pool
 from persona_lab.inference.loading import load_model, load_variant
 from persona_lab.inference.prompting import messages_for
 from persona_lab.inference.scoring import loglikelihood
+from persona_lab.inference.steering import Shift, steered
+from persona_lab.inference.trait_files import STEERING, copy_kept, kept_path, settings_of, total_shift, write_kept
 from persona_lab.models import embedding
+from persona_lab.models.weights import fingerprint
 from persona_lab.settings import validate_settings
 from persona_lab.training import randomness, saving
 from persona_lab.training.batches import shared_prefix
@@ -35,6 +41,9 @@ from persona_lab.training.memory import free_memory, memory_errors
 from persona_lab.training.paths import LossPath, choose_path, prepared
 from persona_lab.training.sample_budget import SampleBudget
 from persona_lab.training.validation import Foils, validation_loss
+from persona_lab.traits import library
+from persona_lab.traits.calibrate import STEPS, compute
+from persona_lab.traits.run import missing, told
 from persona_lab.types import (
     Artifact,
     BaseModelInfo,
@@ -378,6 +387,53 @@ class Context:
     def save_pool(self, pool: ExamplePool, **details: Any) -> Artifact:
         own = {"pool": len(pool.conversations), "example_tokens": pool.token_budget, "chosen_by": pool.method}
         return self.save_prompt((), **own, **details).model_copy(update={"path": str(pool.folder)})
+
+    # --- traits --------------------------------------------------------------------------------------
+
+    def compute_traits(self, model: Any, traits: Sequence[str]) -> None:
+        home, weights = self._trait_home(), [fingerprint(Path(self.base.path))]
+        names = missing(home, traits, None, weights)
+        for number, name in enumerate(names):
+            trait = library.trait(home, name)
+            self.phase(f"{trait.title}: {trait.away_label} to {trait.towards_label}", len(names) * STEPS)
+            start = number * STEPS
+
+            def report(done: int, what: str, start: int = start) -> None:
+                self.step(start + done, len(names) * STEPS, stage=what)
+
+            with memory_errors("Use a smaller base model, or close other programs."):
+                kept = compute(model, self.renderer, trait, self.seed, report)
+            write_kept(kept_path(home, name, weights[0]), kept)
+            self.log(told(library.state(home, trait, weights)))
+
+    @contextmanager
+    def pulled(self, model: Any, traits: Mapping[str, float]) -> Iterator[Any]:
+        vectors = total_shift(self._steered(traits), self._trait_home(), [fingerprint(Path(self.base.path))])
+        with steered(model, [Shift({layer: torch.from_numpy(vector) for layer, vector in vectors.items()})]):
+            yield model
+
+    def save_steered(self, traits: Mapping[str, float], **details: Any) -> Artifact:
+        self.phase("Saving")
+        chosen, home = self._steered(traits), self._trait_home()
+        with saving.new_folder(self.run_dir / "artifact") as folder:
+            copy_kept(chosen, home, [fingerprint(Path(self.base.path))], folder / STEERING)
+        return self.save_prompt((), **details).model_copy(
+            update={"path": str(self.run_dir / "artifact"), "traits": chosen.traits}
+        )
+
+    def _trait_home(self) -> Home:
+        return self.home or Home(self.run_dir.parents[1])
+
+    def _steered(self, traits: Mapping[str, float]) -> Variant:
+        return Variant(
+            id="steered",
+            name="steered",
+            persona=self.persona.id,
+            base=self.base.id,
+            strategy="",
+            kind="prompt",
+            traits=settings_of(traits),
+        )
 
     def _save(self, write: Any, model: Any) -> None:
         self.phase("Saving")

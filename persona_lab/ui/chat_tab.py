@@ -1,7 +1,7 @@
 """The Chat tab: one to six panes side by side, one box to all, each reply stamped with the weights that made it.
 
 This file has the panes, the box and what writes replies; the panels below them are in chat_panels.py, chat_blind.py
-and chat_teach.py.
+and chat_teach.py, the sliders beside the panes in chat_traits.py.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import gradio as gr
 from persona_lab.errors import UnknownName
 from persona_lab.ui import chat_blind, chat_panels, chat_teach
 from persona_lab.ui.chat_saying import Saying, owner_of
+from persona_lab.ui.chat_traits import PaneTraits
 from persona_lab.ui.html import empty, thumbnail_file
 from persona_lab.ui.notices import guarded
 from persona_lab.ui.page import QUIET, Page
@@ -44,7 +45,9 @@ class Chat:
                 self.hide = gr.Button("Compare blind", size="sm", elem_id="blind-start", min_width=130)
             with gr.Row(equal_height=False, elem_classes=["pl-panes"]):
                 panes = [self._pane(number) for number in range(PANES)]
-            self.columns, self.heads, self.choosers, self.bots = (list(part) for part in zip(*panes, strict=True))
+            self.columns, self.heads, self.choosers, self.bots, self.pulls = (
+                list(part) for part in zip(*panes, strict=True)
+            )
             self.blind = chat_blind.Blind(self)
             with gr.Row(equal_height=True, elem_classes=["pl-say"]):
                 self.box = gr.Textbox(
@@ -66,13 +69,16 @@ class Chat:
         self.streamed = [*self.bots, self.session]
         self.look = [
             self.nothing, self.body, self.count, self.hide, *self.columns, *self.heads, *self.choosers, *self.bots,
-            *self.blind.bar, *self.teach.shown, *self.saved.shown, *self.reading.shown, self.session,
+            *self.blind.bar, *self.teach.shown, *self.saved.shown, *self.reading.shown,
+            *(part for pulls in self.pulls for part in pulls.shown), self.session,
         ]  # fmt: skip
         self._wire(tab)
         for panel in (self.saying, self.blind, self.teach, self.saved, self.reading):
             panel.wire()
+        for pulls in self.pulls:
+            pulls.wire(self)
 
-    def _pane(self, number: int) -> tuple[gr.Column, gr.HTML, gr.Dropdown, gr.Chatbot]:
+    def _pane(self, number: int) -> tuple[gr.Column, gr.HTML, gr.Dropdown, gr.Chatbot, PaneTraits]:
         with gr.Column(visible=number < 2, min_width=280) as column:
             head = gr.HTML(visible=False)
             chooser = gr.Dropdown([], label=f"Pane {number + 1}", elem_id=f"pane-{number + 1}", interactive=True)
@@ -82,7 +88,8 @@ class Chat:
                 feedback_options=("Like", "Dislike"), editable="user", height=None, allow_tags=False,
                 latex_delimiters=[],
             )  # fmt: skip
-        return column, head, chooser, bot
+            pulls = PaneTraits(number)
+        return column, head, chooser, bot, pulls
 
     def _wire(self, tab: gr.Tab) -> None:
         redraw = guarded(len(self.look))
@@ -131,6 +138,7 @@ class Chat:
         if session.persona:
             session.save(self.page.engine, session.settings)
         session.persona, session.hidden, session.variants = persona, False, []
+        session.traits = [{} for _ in range(PANES)]
         session.begin(greetings(self.page.engine.persona(persona))[0][1])
         if last:
             try:
@@ -200,6 +208,8 @@ class Chat:
             *self.teach.draw(session),
             *self.saved.draw(session),
             *self.reading.draw(session),
+            *(update for pulls in self.pulls[: session.count] for update in pulls.draw(self, session)),
+            *[gr.skip()] * sum(len(pulls.shown) for pulls in self.pulls[session.count :]),
             session,
         ]
 

@@ -30,6 +30,8 @@ class Session:
     owner: str = ""
     talks: list[Talk] = field(default_factory=lambda: [Talk() for _ in range(PANES)])
     variants: list[str] = field(default_factory=list)
+    traits: list[dict[str, float]] = field(default_factory=lambda: [{} for _ in range(PANES)])
+    """Of each pane, the traits that have a slider there, and where it stands."""
     count: int = 2
     hidden: bool = False
     voted: str = ""
@@ -76,7 +78,7 @@ class Session:
         self.branch_of, self.chat, self.created, self.revision, self.voted = self.chat, "", "", 0, ""
 
     def hide(self) -> None:
-        """Begin a blind comparison of the visible panes.
+        """Begin a blind comparison of the visible panes. Sliders are put back: what is compared are variants.
 
         Raises:
             BadInput: there is nothing to compare.
@@ -89,6 +91,7 @@ class Session:
         random.SystemRandom().shuffle(order)
         rest = [variant for variant in self.variants if variant not in order]
         self.count = len(order)
+        self.traits = [{} for _ in range(PANES)]
         self.variants = (order + rest + order * PANES)[:PANES]
         self.hidden = True
         self.begin()
@@ -103,6 +106,8 @@ class Session:
                 continue
             try:
                 variant = find_variant(engine, self.persona, self.variants[number])
+                if self.traits[number]:
+                    (variant,) = engine.pulled([variant], self.traits[number])
             except PersonaLabError as error:
                 talk.fail(str(error))
                 continue
@@ -156,8 +161,10 @@ class Session:
         self.chat = self.chat or new_id()
         self.created = self.created or now()
         panes = [
-            SavedPane(variant=v, name=self.names.get(v, v), turns=tuple(turn.saved() for turn in talk.turns))
-            for v, talk in zip(self.variants, self.talks, strict=False)
+            SavedPane(
+                variant=v, name=self.names.get(v, v), turns=tuple(turn.saved() for turn in talk.turns), traits=traits
+            )
+            for v, talk, traits in zip(self.variants, self.talks, self.traits, strict=False)
         ]
         chat = SavedChat(
             id=self.chat,
@@ -187,6 +194,8 @@ class Session:
         self.settings = dict(saved.settings)
         self.variants = [pane.variant for pane in saved.panes]
         self.variants += self.variants[-1:] * (PANES - len(self.variants))
+        self.traits = [dict(pane.traits) for pane in saved.panes]
+        self.traits += [{} for _ in range(PANES - len(self.traits))]
         self.talks = [Talk([Turn.of(turn) for turn in pane.turns]) for pane in saved.panes]
         self.talks += [Talk() for _ in range(PANES - len(self.talks))]
         self.models = list(

@@ -24,7 +24,7 @@ from persona_lab.ui.runs import ACTIVE, plan_box, strategy_choices
 from persona_lab.ui.small_charts import measures
 
 STARTER = "starter"
-KINDS = ("train", "fetch", "calibrate")
+KINDS = ("train", "fetch", "calibrate", "traits")
 START, QUEUE = "Start training", "Add to the queue"
 
 

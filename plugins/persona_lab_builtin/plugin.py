@@ -9,7 +9,7 @@ from persona_lab.api import DatasetReader, Evaluator, Exporter, Strategy, hookim
 
 @hookimpl
 def persona_lab_strategies() -> Iterable[type[Strategy]]:
-    """prompt, lora, freeze, hybrid, full, qlora, continue, foundation, aspects."""
+    """prompt, steer, lora, freeze, hybrid, full, qlora, continue, foundation, aspects."""
     from persona_lab_builtin.strategies.aspects import AspectsStrategy
     from persona_lab_builtin.strategies.foundation import FoundationStrategy
     from persona_lab_builtin.strategies.freeze import FreezeStrategy
@@ -19,6 +19,7 @@ def persona_lab_strategies() -> Iterable[type[Strategy]]:
     from persona_lab_builtin.strategies.lora import LoRAStrategy
     from persona_lab_builtin.strategies.prompt import PromptStrategy
     from persona_lab_builtin.strategies.qlora import QLoRAStrategy
+    from persona_lab_builtin.strategies.steer import SteerStrategy
 
     return [
         PromptStrategy,
@@ -30,6 +31,7 @@ def persona_lab_strategies() -> Iterable[type[Strategy]]:
         ContinueStrategy,
         FoundationStrategy,
         AspectsStrategy,
+        SteerStrategy,
     ]
 
 

@@ -10,8 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
+from persona_lab.home import Home
+from persona_lab.inference.trait_files import KeptTrait, kept_path, write_kept
+from persona_lab.models.weights import fingerprint
 from persona_lab.plugins import Plugins
 from persona_lab.testing import (
     CHECKS,
@@ -21,6 +25,8 @@ from persona_lab.testing import (
     check_settings,
     check_strategy,
 )
+from persona_lab.traits import library
+from persona_lab.types import TraitCalibration
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "example_plugin" / "src" / "persona_lab_example" / "good.py"
 FAST = {"epochs": 2, "learning_rate": 5e-3, "samples": 1}
@@ -46,6 +52,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "full-low-memory": ("full", FULL | {"low_memory": True}),
     "foundation": ("foundation", FAST | {"corpus_learning_rate": 1e-3}),
     "aspects": ("aspects", FAST),
+    "steer": ("steer", {"traits": "grumpy=60,archaic=-30"}),
     "first_lines": ("first_lines", {}),
 }
 
@@ -65,7 +72,19 @@ def shop(
     made = Workshop(tmp_path_factory.mktemp("shop"), Plugins.load(plugins_folder), tiny_model)
     made.home.model("x").parent.mkdir(parents=True)
     shutil.copytree(embedding_model, made.home.model(embedding_model.name))
+    for number, trait in enumerate(("grumpy", "archaic")):
+        _computed(made.home, tiny_model, trait, number)
     return made
+
+
+def _computed(home: Home, model: Path, trait_id: str, seed: int) -> None:
+    """A trait that is there for the model already: on an untrained one none could be calibrated."""
+    vectors = {layer: numpy.random.default_rng(seed).normal(size=64).astype(numpy.float32) for layer in (0, 1)}
+    calibration = TraitCalibration(
+        layers=(0, 1), towards=2.0, away=2.0, unsteered_bits_per_byte=1.0, unsteered_repetition=0.0
+    )
+    kept = KeptTrait(library.trait(home, trait_id), calibration, vectors)
+    write_kept(kept_path(home, trait_id, fingerprint(model)), kept)
 
 
 def test_every_strategy_is_in_the_matrix(shop: Workshop) -> None:

@@ -1,0 +1,257 @@
+"""What a trait's slider means on a model: at which layers the vector is added, and how much of it +100 and -100 are.
+
+100 is the strongest pull whose replies stay fluent: their bits per byte under the unsteered model rise by at most
+`MORE_BITS`, and the share of repeated three-word sequences by at most `MORE_REPETITION`. (Human lines cost the starter
+about 1.5 bits a byte, its own replies 0.5: the bound lies between.) Where more of the vector gives less of the trait
+though it stays fluent, 100 is where most is gained. A direction counts as steered where replies at its fluent strengths
+are more in its manner than the unsteered ones, with a 95% interval (bootstrap over questions) that leaves zero out;
+otherwise the trait is said not to steer this model that way. How much in the manner a reply is: its likelihood under
+the unsteered model that is told `towards` and shown the example lines, less the same for `away`.
+
+First one strength at each candidate for the layers, then a finer look at the best of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy
+import torch
+
+from persona_lab.datasets.rendering import ChatRenderer
+from persona_lab.inference.decoding import generate
+from persona_lab.inference.scoring import loglikelihood
+from persona_lab.inference.steering import Shift
+from persona_lab.inference.trait_files import KeptTrait
+from persona_lab.traits.contrast import QUESTIONS as ASKED
+from persona_lab.traits.contrast import contrast
+from persona_lab.types import Message, Sampling, Trait, TraitCalibration, TraitLevel, now
+
+MORE_BITS = 0.6
+MORE_REPETITION = 0.10
+AIM = 0.85
+"""Share of these that calibration goes up to, so that other questions stay inside."""
+QUESTIONS = (
+    "What are your plans for the evening?",
+    "Tell me about your family.",
+    "Is it worth it to travel far?",
+    "What would you cook for ten people?",
+    "I lost my keys again.",
+    "What is money good for?",
+    "Do you like children?",
+    "I think somebody is at the door.",
+)
+"""Not those the vector was made with."""
+ROUGH_QUESTIONS = 4
+ROUGH = (1.5,)
+FINE = (0.7, 1.3, 2.0, 3.0)
+"""Strengths that are tried, in lengths of the vector."""
+REPLY_TOKENS = 28
+SHOWN = 6
+"""Example lines a side that the judge is shown."""
+RESAMPLES = 1000
+STEPS = 8
+"""Parts of the work that are reported."""
+LN2 = 0.6931471805599453
+
+Progress = Callable[[int, str], None]
+
+
+@dataclass(frozen=True)
+class _Strength:
+    """A strength at a choice of layers, and what came of it, one number a question (Fluency of the whole)."""
+
+    layers: tuple[int, ...]
+    strength: float
+    scores: tuple[float, ...] = ()
+    bits_per_byte: float = 0.0
+    repetition: float = 0.0
+
+
+def compute(model: Any, renderer: ChatRenderer, trait: Trait, seed: int, progress: Progress) -> KeptTrait:
+    """The trait's vector on this model, calibrated.
+
+    Args:
+        progress: told (parts done of `STEPS`, what is done now); may raise.
+
+    Raises:
+        WorkFailed: there is nothing to compare. BadModel: its layers cannot be found. OutOfMemory
+    """
+    started = time.perf_counter()
+    progress(0, "reading replies of both kinds")
+    vectors = contrast(model, renderer, trait, seed, look=lambda: progress(1, "reading replies of both kinds"))
+    bench = _Bench(model, renderer, trait, vectors, seed)
+    progress(2, "asking without it")
+    chosen = _best_layers(bench, lambda done: progress(3 + done, "trying layers"))
+    levels = [_Strength(chosen, sign * size) for sign in (-1, 1) for size in FINE]
+    progress(5, "trying strengths")
+    measured = sorted(bench.measure(levels, len(QUESTIONS)), key=lambda level: level.strength)
+    progress(7, "weighing")
+    plain = bench.plain(len(QUESTIONS))
+    calibration = TraitCalibration(
+        layers=chosen,
+        towards=_strongest([level for level in measured if level.strength > 0], plain, seed),
+        away=_strongest([level for level in reversed(measured) if level.strength < 0], plain, seed),
+        unsteered_bits_per_byte=plain.bits_per_byte,
+        unsteered_repetition=plain.repetition,
+        levels=tuple(_told(level, plain, seed) for level in measured),
+        seconds=round(time.perf_counter() - started, 2),
+        created=now(),
+    )
+    progress(STEPS, "done")
+    return KeptTrait(trait, calibration, {layer: bench.vector(chosen, layer).numpy() for layer in chosen})
+
+
+def candidates(layers: int) -> list[tuple[int, ...]]:
+    """Where a vector may be added: a little at each of four layers around the middle, or at one at two thirds."""
+    at = [round(layers * share) for share in (0.3, 0.4, 0.5, 0.6)]
+    spread = tuple(sorted({min(layers - 1, layer) for layer in at}))
+    found = [spread, (round(layers * 0.67),)]
+    return list(dict.fromkeys(tuple(min(layer, layers - 1) for layer in choice) for choice in found))
+
+
+class _Bench:
+    """Asks the model questions at some strengths, and measures its replies under the unsteered model."""
+
+    def __init__(self, model: Any, renderer: ChatRenderer, trait: Trait, vectors: torch.Tensor, seed: int) -> None:
+        self.model, self.renderer, self.trait, self.vectors, self.seed = model, renderer, trait, vectors, seed
+        self._plain: dict[int, _Strength] = {}
+
+    def vector(self, layers: Sequence[int], layer: int) -> torch.Tensor:
+        """Of one layer; where several share the work each does its part, since what is added stays in the stream."""
+        return self.vectors[layer] * (2 / (1 + len(layers)))
+
+    def plain(self, questions: int) -> _Strength:
+        """Without steering."""
+        if questions not in self._plain:
+            (self._plain[questions],) = self.measure([_Strength((), 0.0)], questions)
+        return self._plain[questions]
+
+    def measure(self, levels: Sequence[_Strength], questions: int) -> list[_Strength]:
+        """The same with what came of them, on the first `questions` questions."""
+        asked = [[Message(role="user", content=question)] for question in QUESTIONS[:questions]]
+        rows = [(level, prompt) for level in levels for prompt in asked]
+        shifts = [self._shift(level) for level, _ in rows]
+        sampling = Sampling(seed=self.seed, max_new_tokens=REPLY_TOKENS)
+        written = generate(self.model, self.renderer, [prompt for _, prompt in rows], sampling, shifts=shifts)
+        replies = [reply.text for reply in written]
+        plain = loglikelihood(self.model, self.renderer, [(p, r) for (_, p), r in zip(rows, replies, strict=True)])
+        trait = self.trait
+        sides = [
+            loglikelihood(
+                self.model,
+                self.renderer,
+                [([*manner, *prompt], reply) for (_, prompt), reply in zip(rows, replies, strict=True)],
+            )
+            for manner in (_manner(trait.towards, trait.towards_lines), _manner(trait.away, trait.away_lines))
+        ]
+        found = []
+        for number, level in enumerate(levels):
+            part = slice(number * questions, (number + 1) * questions)
+            scores = [
+                (a.total - b.total) / max(a.bytes, 1) for a, b in zip(sides[0][part], sides[1][part], strict=True)
+            ]
+            bits = -sum(one.total for one in plain[part]) / LN2 / max(1, sum(one.bytes for one in plain[part]))
+            repeated = float(numpy.mean([repetition(reply) for reply in replies[part]]))
+            found.append(replace(level, scores=tuple(scores), bits_per_byte=bits, repetition=repeated))
+        return found
+
+    def _shift(self, level: _Strength) -> Shift | None:
+        if not level.layers:
+            return None
+        return Shift({layer: level.strength * self.vector(level.layers, layer) for layer in level.layers})
+
+
+def _manner(description: str, lines: Sequence[str]) -> list[Message]:
+    """What the judge is told and shown of one side."""
+    shown = [Message(role="system", content=description)]
+    for question, line in zip(ASKED, lines[:SHOWN], strict=False):
+        shown += [Message(role="user", content=question), Message(role="assistant", content=line)]
+    return shown
+
+
+def repetition(text: str) -> float:
+    """Share of a text's three-word sequences that stand in it earlier already."""
+    words = text.lower().split()
+    triples = list(zip(words, words[1:], words[2:], strict=False))
+    return 1 - len(set(triples)) / len(triples) if triples else 0.0
+
+
+def _best_layers(bench: _Bench, progress: Callable[[int], None]) -> tuple[int, ...]:
+    """The candidate that pulls furthest, both ways together, while it is fluent."""
+    plain = bench.plain(ROUGH_QUESTIONS)
+    gains: dict[tuple[int, ...], float] = {}
+    for number, layers in enumerate(candidates(len(bench.vectors))):
+        progress(number)
+        levels = [_Strength(layers, sign * size) for sign in (-1, 1) for size in ROUGH]
+        gains[layers] = 0.0
+        for sign in (-1, 1):
+            fluent = [
+                sign * (float(numpy.mean(level.scores)) - float(numpy.mean(plain.scores)))
+                for level in bench.measure([one for one in levels if one.strength * sign > 0], ROUGH_QUESTIONS)
+                if _fluent(level, plain)
+            ]
+            gains[layers] += max(fluent, default=0.0)
+    return max(gains, key=lambda layers: gains[layers])
+
+
+def _fluent(level: _Strength, plain: _Strength) -> bool:
+    return _excess(level, plain) <= 0
+
+
+def _excess(level: _Strength, plain: _Strength) -> float:
+    """How far outside of the bound it is; at most 0 inside."""
+    bits = (level.bits_per_byte - plain.bits_per_byte) / (AIM * MORE_BITS)
+    repeated = (level.repetition - plain.repetition) / (AIM * MORE_REPETITION)
+    return max(bits, repeated) - 1
+
+
+def _strongest(levels: Sequence[_Strength], plain: _Strength, seed: int) -> float | None:
+    """What 100 is in one direction, of its levels, weakest first; None: nothing is gained there.
+
+    Between the last fluent strength and the first that is not, it is where the bound is crossed.
+    """
+    sign = 1 if levels[0].strength > 0 else -1
+    fluent: list[_Strength] = []
+    crossed: float | None = None
+    for level in levels:
+        excess = _excess(level, plain)
+        if excess > 0:
+            before = _excess(fluent[-1], plain) if fluent else -1.0
+            weaker = abs(fluent[-1].strength) if fluent else 0.0
+            crossed = weaker + (abs(level.strength) - weaker) * (-before) / (excess - before)
+            break
+        fluent.append(level)
+    judged = fluent or [levels[0]]
+    gains = numpy.mean([level.scores for level in judged], axis=0) - numpy.array(plain.scores)
+    low, high = _interval(gains, seed)
+    if not (low > 0 if sign > 0 else high < 0):
+        return None
+    best = max(fluent, key=lambda level: sign * float(numpy.mean(level.scores)), default=None)
+    at_the_bound = crossed is not None and (best is None or best is fluent[-1])
+    reached = crossed if at_the_bound else abs(best.strength) if best is not None else 0.0
+    return round(reached, 3) if reached else None
+
+
+def _told(level: _Strength, plain: _Strength, seed: int) -> TraitLevel:
+    """Its mean gain over the unsteered replies to the same questions, with a 95% interval."""
+    gains = numpy.array(level.scores) - numpy.array(plain.scores)
+    low, high = _interval(gains, seed)
+    return TraitLevel(
+        strength=level.strength,
+        score=float(gains.mean()),
+        low=low,
+        high=high,
+        bits_per_byte=level.bits_per_byte,
+        repetition=level.repetition,
+    )
+
+
+def _interval(gains: Any, seed: int) -> tuple[float, float]:
+    """95%, of the mean, by bootstrap."""
+    draws = numpy.random.default_rng(seed).integers(0, len(gains), (RESAMPLES, len(gains)))
+    low, high = numpy.quantile(gains[draws].mean(axis=1), (0.025, 0.975))
+    return float(low), float(high)

@@ -1,0 +1,112 @@
+"""The vector of a trait: how the hidden states of replies towards it differ from those of replies away from it.
+
+Replies are the trait's example lines, as answers to everyday questions. A trait without lines has the model write
+replies under either description, and reads them *without* it, so that the vector says how such a reply is, not that an
+instruction was given. A small model follows descriptions poorly: on the starter the two vectors of a trait had a cosine
+of 0.1, and that of the lines pulled two to three times as far, so written replies are only used where there are no
+lines. Per layer: mean over the tokens of a reply, mean over replies, difference of the sides. Method: persona vectors,
+https://arxiv.org/abs/2507.21509.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from persona_lab.datasets.rendering import ChatRenderer
+from persona_lab.errors import WorkFailed
+from persona_lab.inference.decoding import generate
+from persona_lab.types import Message, Sampling, Trait
+
+QUESTIONS = (
+    "How was your morning?",
+    "What do you think of the weather today?",
+    "Can you recommend something to eat?",
+    "What do you do on a free day?",
+    "My neighbour plays loud music. What should I do?",
+    "Tell me about a place you like.",
+    "What is a good way to learn something new?",
+    "I have to get up early tomorrow.",
+    "What did you dream last night?",
+    "How do you feel about visitors?",
+    "I bought an old bicycle. What do you say to that?",
+    "What makes a good friend?",
+)
+"""Neutral: they suggest no trait. Not the ones that calibration or the benchmark asks."""
+REPLY_TOKENS = 32
+FEWEST = 3
+"""Replies a side, below which a mean says nothing."""
+ROWS_AT_ONCE = 8
+
+Looker = Callable[[], None]
+
+
+def contrast(model: Any, renderer: ChatRenderer, trait: Trait, seed: int, look: Looker) -> torch.Tensor:
+    """Mean difference towards - away after each layer [layers, hidden], fp32, on the CPU.
+
+    Args:
+        model: in eval mode, unsteered.
+        look: called between the parts of the work; may raise.
+
+    Raises:
+        WorkFailed: the model wrote no replies under the descriptions, and there are no example lines.
+    """
+    replies = [_as_replies(side) for side in (trait.towards_lines, trait.away_lines)]
+    if min(len(side) for side in replies) < FEWEST:
+        replies = _written(model, renderer, trait, seed)
+        look()
+    if min(len(side) for side in replies) < FEWEST:
+        raise WorkFailed(
+            f"The model writes nothing when it is told: {trait.towards!r}, so there is nothing to compare.",
+            f"Give the trait at least {FEWEST} example lines a side, or other descriptions.",
+        )
+    towards, away = (_mean_states(model, renderer, side) for side in replies)
+    look()
+    return towards - away
+
+
+Reply = tuple[Message, str]
+"""(question, reply)."""
+
+
+def _written(model: Any, renderer: ChatRenderer, trait: Trait, seed: int) -> list[list[Reply]]:
+    prompts = [
+        [Message(role="system", content=description), Message(role="user", content=question)]
+        for description in (trait.towards, trait.away)
+        for question in QUESTIONS
+    ]
+    replies = generate(model, renderer, prompts, Sampling(seed=seed, max_new_tokens=REPLY_TOKENS))
+    pairs = [(prompt[1], reply.text) for prompt, reply in zip(prompts, replies, strict=True)]
+    sides = (pairs[: len(QUESTIONS)], pairs[len(QUESTIONS) :])
+    return [[pair for pair in side if pair[1].strip()] for side in sides]
+
+
+def _as_replies(lines: Sequence[str]) -> list[Reply]:
+    return [
+        (Message(role="user", content=QUESTIONS[number % len(QUESTIONS)]), line)
+        for number, line in enumerate(line for line in lines if line.strip())
+    ]
+
+
+def _mean_states(model: Any, renderer: ChatRenderer, replies: Sequence[Reply]) -> torch.Tensor:
+    """Mean over the replies of the mean hidden state of a reply's tokens, after each layer [layers, hidden]."""
+    total: torch.Tensor | None = None
+    rendered = [renderer.render([question, Message(role="assistant", content=text)]) for question, text in replies]
+    for start in range(0, len(rendered), ROWS_AT_ONCE):
+        batch = rendered[start : start + ROWS_AT_ONCE]
+        width = max(len(row.ids) for row in batch)
+        # padding stands at the right, where causal attention never looks
+        ids = torch.tensor([[*row.ids, *[renderer.pad_id] * (width - len(row.ids))] for row in batch])
+        mask = torch.zeros(len(batch), width)
+        for place, row in enumerate(batch):
+            mask[place, : len(row.mask)] = torch.tensor(row.mask, dtype=torch.float32)
+        mask = (mask / mask.sum(dim=1, keepdim=True).clamp(min=1)).to(model.device)
+        with torch.no_grad():
+            states = model(input_ids=ids.to(model.device), output_hidden_states=True, logits_to_keep=1).hidden_states
+        # the first are the embeddings; [rows, tokens, hidden] -> [hidden], summed over rows
+        sums = torch.stack([(layer.float() * mask[:, :, None]).sum(dim=(0, 1)) for layer in states[1:]]).cpu()
+        total = sums if total is None else total + sums
+    assert total is not None, "called with replies"
+    return total / len(rendered)

@@ -1,0 +1,122 @@
+"""Which traits there are: those shipped, and the user's own in the home. Light: no torch; computes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+
+from pydantic import ValidationError
+
+from persona_lab.errors import BadInput, BadModel, UnknownName
+from persona_lab.home import Home, write_atomic
+from persona_lab.inference.trait_files import kept_path, read_kept, read_trait, same_trait
+from persona_lab.types import Trait, TraitState
+
+MAX_FILE_BYTES = 1 << 20
+
+
+@cache
+def shipped() -> tuple[Trait, ...]:
+    """The traits that come along."""
+    text = resources.files("persona_lab.traits").joinpath("shipped.json").read_text(encoding="utf-8")
+    return tuple(Trait.model_validate(row) for row in json.loads(text))
+
+
+def own_traits(home: Home) -> list[Trait]:
+    """The user's own, by id. One whose file is damaged is left out; `trait` says why."""
+    found = []
+    for path in sorted(home.traits.glob("*/trait.json")):
+        try:
+            found.append(read_trait(path))
+        except BadInput:
+            continue
+    return found
+
+
+def traits(home: Home) -> list[Trait]:
+    """All: shipped first, then the user's own."""
+    return [*shipped(), *own_traits(home)]
+
+
+def trait(home: Home, trait_id: str) -> Trait:
+    """One trait.
+
+    Raises:
+        UnknownName. BadInput: the user's file of it is damaged.
+    """
+    for known in shipped():
+        if known.id == trait_id:
+            return known
+    for path in home.traits.glob("*/trait.json"):
+        if path.parent.name == trait_id:
+            return read_trait(path)
+    raise UnknownName("trait", trait_id, [known.id for known in traits(home)])
+
+
+def add(home: Home, new: Trait) -> Trait:
+    """Keep one of the user's own; an own one of the same id is replaced.
+
+    Raises:
+        BadInput: the id belongs to a shipped trait, or both sides are the same. DiskFull
+    """
+    if new.id in {known.id for known in shipped()}:
+        raise BadInput(f"There is a shipped trait {new.id!r} already.", "Choose another id.")
+    if new.towards.strip().lower() == new.away.strip().lower():
+        raise BadInput("Both descriptions of the trait are the same.", "Describe two opposites.")
+    if (home.traits / new.id / "trait.json").is_file():
+        for path in (home.traits / new.id).glob("*.safetensors"):
+            if not _current(path, new):
+                path.unlink(missing_ok=True)  # of the definition before
+    write_atomic(home.traits / new.id / "trait.json", new.model_dump_json(indent=1, exclude={"own"}) + "\n")
+    return trait(home, new.id)
+
+
+def read_file(text: str) -> Trait:
+    """A trait from the text of a JSON file.
+
+    Raises:
+        BadInput: with every problem.
+    """
+    if len(text.encode()) > MAX_FILE_BYTES:
+        raise BadInput("The file is larger than any trait should be (1 MB).", "Keep to a few dozen lines a side.")
+    try:
+        return Trait.model_validate({**json.loads(text), "own": True})
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, p['loc'])) or 'trait'}: {p['msg']}" for p in error.errors())
+        raise BadInput(f"This is no trait: {problems}.", "See docs/traits.md for what a trait has.") from error
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"This is no JSON object: {error}.", "See docs/traits.md for what a trait has.") from error
+
+
+def states(home: Home, weights: Sequence[str]) -> list[TraitState]:
+    """Every trait as a slider on a model.
+
+    Args:
+        weights: names of the weights whose vectors may be used, best first; none: nothing was computed.
+    """
+    return [state(home, known, weights) for known in traits(home)]
+
+
+def state(home: Home, known: Trait, weights: Sequence[str]) -> TraitState:
+    """One trait as a slider on a model."""
+    for name in weights:
+        path = kept_path(home, known.id, name)
+        try:
+            kept = read_kept(path) if path.is_file() else None
+        except BadModel:
+            continue  # damaged: it has to be computed again
+        if kept is not None and same_trait(kept.trait, known):
+            status = "ready" if kept.calibration.steers else "does not steer"
+            return TraitState(trait=known, status=status, calibration=kept.calibration)
+    return TraitState(trait=known, status="not computed")
+
+
+def _current(path: object, new: Trait) -> bool:
+    from pathlib import Path
+
+    try:
+        return same_trait(read_kept(Path(str(path))).trait, new)
+    except BadModel:
+        return False
