@@ -195,8 +195,10 @@ class _Setup:
             rows = self.plans.rows(persona, base or STARTER)
         except PersonaLabError as error:
             return gr.skip(), error_box(error)
-        chosen = strategy if strategy in self.forms else _first(rows)
-        return gr.update(choices=self._cards(rows, True), value=chosen), gr.skip()
+        cards = self._cards(rows, True)
+        if strategy in self.forms:  # no value: another may have been chosen while the costs were worked out
+            return gr.update(choices=cards), gr.skip()
+        return gr.update(choices=cards, value=_first(rows)), gr.skip()
 
     def _cards(self, rows: list[PlanRow], asked: bool) -> list[tuple[str, str]]:
         return strategy_choices(rows, self.summaries, self.needs, asked)

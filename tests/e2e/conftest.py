@@ -25,19 +25,24 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 
 @dataclass
 class App:
-    """`python app.py` over one home; can be killed and started again."""
+    """`python app.py` over one home; can be killed and started again. `program`: what else to start, and where."""
 
     home: Path
     log: Path
+    program: tuple[str, ...] = (sys.executable, "-u", "app.py")
+    folder: Path = REPOSITORY
+    environment: dict[str, str] | None = None
     process: subprocess.Popen[str] | None = None
     url: str = ""
     workers: list[psutil.Process] = field(default_factory=list)
 
     def start(self) -> str:
         """Start the page; its address once it is ready."""
-        command = [sys.executable, "-u", "app.py", "--home", str(self.home), "--port", "0", "--no-browser", "--debug"]
+        command = [*self.program, "--home", str(self.home), "--port", "0", "--no-browser", "--debug"]
         with self.log.open("a") as errors:
-            self.process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=errors, text=True)
+            self.process = subprocess.Popen(
+                command, cwd=self.folder, stdout=subprocess.PIPE, stderr=errors, text=True, env=self.environment
+            )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         found = re.search(r"Persona Lab is ready at (http://127\.0\.0\.1:\d+)", line)
