@@ -124,7 +124,7 @@ def measure(guests: int, minutes: float, folder: Path, base: str = "") -> dict[s
     fill(home, Path(model))
     with Engine.open(home.root) as engine:
         engine.persona("nan_tolliver")
-        run = engine.train("nan_tolliver", "lora", base=model, settings={"epochs": 50, "samples": 0, "patience": 0})
+        run = engine.train("nan_tolliver", "lora", base=model, settings={"epochs": 100, "samples": 0, "patience": 1000})
     page = SharedPage(home.root).start()
     try:
         limits = {"messages_a_minute": 60, "tokens": 10_000_000, "link_tokens": 1_000_000_000, "guests": guests}
