@@ -56,7 +56,9 @@ class Crowd:
 async def guest(url: str, path: str, until: float, crowd: Crowd, seed: int) -> None:
     """One guest, until the time is over."""
     dice = random.Random(seed)
-    async with httpx.AsyncClient(base_url=url, timeout=300) as client:
+    # shorter than the page keeps an idle connection: one that it has just closed must not be used again
+    limits = httpx.Limits(keepalive_expiry=2)
+    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
         reply = await client.post(path)
         if reply.status_code != 303:
             crowd.told[f"not let in: {reply.status_code}"] += 1
