@@ -60,6 +60,8 @@ class Outcome:
     polls: int = 0
     poll_p95: float | None = None
     poll_worst: float | None = None
+    page_bytes: int = 0
+    """Memory of the page's process after it."""
 
     def count(self, reply: httpx.Response, what: str) -> None:
         """One answer: a refusal, a way to the login page, or a leak."""
@@ -362,9 +364,9 @@ def control_tokens(target: Target, outcome: Outcome) -> None:
 
 
 def bombs(target: Target, outcome: Outcome) -> None:
-    """A zip and PNGs that would unfold to gigabytes: refused to guests unread, harmless where the owner gets one."""
+    """A zip and PNGs that would unfold to a gigabyte or more: refused to guests unread, harmless to the owner."""
     folder = Path(tempfile.mkdtemp(prefix="bombs-"))
-    size = round(4 * 2**30 * min(1.0, target.scale))
+    size = round(2**30 * min(1.0, target.scale))
     files = {"bomb.charx": _zip_bomb(size), "bomb.png": _png_bomb(), "text.png": _png_text_bomb(size)}
     for name, data in files.items():
         (folder / name).write_bytes(data)
@@ -500,6 +502,7 @@ def campaign(page: SharedPage, scale: float = 1.0) -> dict[str, Any]:
                 outcome.polls, outcome.poll_p95 = len(during), p95(during)
                 outcome.poll_worst = round(max(during), 3) if during else None
                 outcome.through = outcome.through[:20]
+                outcome.page_bytes = process.memory_info().rss
                 outcomes.append(outcome)
                 print(json.dumps(asdict(outcome)), file=sys.stderr, flush=True)
         config = owner.get("/config").status_code

@@ -56,7 +56,9 @@ class Crowd:
 async def guest(url: str, path: str, until: float, crowd: Crowd, seed: int) -> None:
     """One guest, until the time is over."""
     dice = random.Random(seed)
-    async with httpx.AsyncClient(base_url=url, timeout=300) as client:
+    # shorter than the page keeps an idle connection: one that it has just closed must not be used again
+    limits = httpx.Limits(keepalive_expiry=2)
+    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
         reply = await client.post(path)
         if reply.status_code != 303:
             crowd.told[f"not let in: {reply.status_code}"] += 1
@@ -124,7 +126,7 @@ def measure(guests: int, minutes: float, folder: Path, base: str = "") -> dict[s
     fill(home, Path(model))
     with Engine.open(home.root) as engine:
         engine.persona("nan_tolliver")
-        run = engine.train("nan_tolliver", "lora", base=model, settings={"epochs": 50, "samples": 0, "patience": 0})
+        run = engine.train("nan_tolliver", "lora", base=model, settings={"epochs": 100, "samples": 0, "patience": 1000})
     page = SharedPage(home.root).start()
     try:
         limits = {"messages_a_minute": 60, "tokens": 10_000_000, "link_tokens": 1_000_000_000, "guests": guests}

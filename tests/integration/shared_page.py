@@ -63,8 +63,10 @@ class SharedPage:
         threading.Thread(target=self._read, daemon=True).start()
         end = time.monotonic() + READY_SECONDS
         while not self.url:
-            assert time.monotonic() < end, self.told
-            assert self.process.poll() is None, self.told
+            if time.monotonic() > end or self.process.poll() is not None:
+                self.process.kill()
+                self.process.wait()
+                raise AssertionError(f"the page did not start: {self.told}")
             time.sleep(0.1)
         found = re.search(r"Your password is (\S+)", "".join(self.told))
         self.password = found[1] if found else self.password
