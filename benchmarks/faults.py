@@ -321,7 +321,7 @@ class Campaign:
         with _may_be_gone():
             os.kill(pids[-1], signal.SIGKILL)
         driver.until("ended")
-        return phases[-1] if phases else "Starting"
+        return phases[-1].replace(self.tiny, "the model") if phases else "Starting"
 
     def _hit_chat(self, driver: Driver, chance: random.Random) -> None:
         end = time.monotonic() + DEADLINE
@@ -485,7 +485,8 @@ def verify(home: Path, facts: list[dict[str, Any]], resume: bool) -> dict[str, A
     lost += [f"damaged by the fault: {f.path}: {f.what}" for f in found if f.kind not in ("leftover", "run")]
     names = ("persona", "dataset", "vote", "variant", "export")
     result["acknowledged"] = sum(any(name in fact for name in names) for fact in facts) + 4
-    return {**result, "mended": len(found), "lost": lost}
+    mended = [f"{f.kind}: {f.what}" for f in found]
+    return {**result, "mended": len(found), "put_aside": mended[:8], "lost": lost}
 
 
 def _settle(engine: Engine) -> None:
