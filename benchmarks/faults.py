@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -255,7 +255,7 @@ class Campaign:
 
     # --- kill -9 -------------------------------------------------------------------------------------
 
-    def kills(self, count: int) -> None:
+    def kills(self, count: int, only: Sequence[str] = ()) -> None:
         """`count` moments a victim, spread over what it does, one after the other so that each cell grows alike."""
         plan = [
             (victim, operations[number % len(operations)])
@@ -263,9 +263,8 @@ class Campaign:
             for victim, operations in VICTIMS.items()
         ]
         homes: dict[tuple[str, str], Path] = {}
-        done = {cell: len(self._cell(*cell)) for cell in set(plan)}
         for number, cell in enumerate(plan):
-            if done[cell] > 0 and self._planned_before(plan, number) < len(self._cell(*cell)):
+            if (only and cell[1] not in only) or self._planned_before(plan, number) < len(self._cell(*cell)):
                 continue
             if self.late():
                 return
@@ -735,6 +734,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=60, help="moments for each of the three that are killed")
     parser.add_argument("--parts", nargs="+", default=["damage", "full", "kill"], choices=["kill", "full", "damage"])
     parser.add_argument("--minutes", type=float, default=600.0, help="stop after so long; go on with the same --out")
+    parser.add_argument("--only", nargs="+", default=[], help="of `kill`: only while it does these (train, vote, ...)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, help="a folder for homes; default: a temporary one")
@@ -749,7 +749,7 @@ def main() -> None:
         if "full" in given.parts:
             campaign.full_disks()
         if "kill" in given.parts:
-            campaign.kills(given.n)
+            campaign.kills(given.n, given.only)
         campaign.keep()
     finally:
         shutil.rmtree(work, ignore_errors=True)
