@@ -50,6 +50,7 @@ VICTIMS = {
 }
 DEADLINE = 240.0
 """Seconds after which a run that does not end counts as lost."""
+MOMENTS = 60
 FULL_POINTS = 20
 SMALL_DISK = 96 * 2**20
 SETTINGS = {"samples": 0, "patience": 1000, "evaluations_per_epoch": 1, "learning_rate": 1e-4}
@@ -676,6 +677,9 @@ def page(document: dict[str, Any]) -> str:
             total = [a + b for a, b in zip(total, counts, strict=True)]
             lines.append(f"| {victim} | {operation} | {' | '.join(map(str, counts))} |")
     lines += [f"| **all** | | {' | '.join(f'**{n}**' for n in total)} |", ""]
+    if total[0] < MOMENTS * len(VICTIMS):
+        told = f"{total[0]} moments so far; the campaign is made for {MOMENTS} a victim ({MOMENTS * len(VICTIMS)})."
+        lines += [f"{told} The same command with the same `--out` goes on.", ""]
     places: dict[str, int] = {}
     for moment in document["moments"]:
         if moment["victim"] == "worker":
@@ -731,7 +735,7 @@ def main() -> None:
         drive(Path(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5]))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=60, help="moments for each of the three that are killed")
+    parser.add_argument("--n", type=int, default=MOMENTS, help="moments for each of the three that are killed")
     parser.add_argument("--parts", nargs="+", default=["damage", "full", "kill"], choices=["kill", "full", "damage"])
     parser.add_argument("--minutes", type=float, default=600.0, help="stop after so long; go on with the same --out")
     parser.add_argument("--only", nargs="+", default=[], help="of `kill`: only while it does these (train, vote, ...)")
