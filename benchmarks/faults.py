@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ VICTIMS = {
 }
 DEADLINE = 240.0
 """Seconds after which a run that does not end counts as lost."""
+MOMENTS = 60
 FULL_POINTS = 20
 SMALL_DISK = 96 * 2**20
 SETTINGS = {"samples": 0, "patience": 1000, "evaluations_per_epoch": 1, "learning_rate": 1e-4}
@@ -255,7 +256,7 @@ class Campaign:
 
     # --- kill -9 -------------------------------------------------------------------------------------
 
-    def kills(self, count: int) -> None:
+    def kills(self, count: int, only: Sequence[str] = ()) -> None:
         """`count` moments a victim, spread over what it does, one after the other so that each cell grows alike."""
         plan = [
             (victim, operations[number % len(operations)])
@@ -263,9 +264,8 @@ class Campaign:
             for victim, operations in VICTIMS.items()
         ]
         homes: dict[tuple[str, str], Path] = {}
-        done = {cell: len(self._cell(*cell)) for cell in set(plan)}
         for number, cell in enumerate(plan):
-            if done[cell] > 0 and self._planned_before(plan, number) < len(self._cell(*cell)):
+            if (only and cell[1] not in only) or self._planned_before(plan, number) < len(self._cell(*cell)):
                 continue
             if self.late():
                 return
@@ -321,7 +321,7 @@ class Campaign:
         with _may_be_gone():
             os.kill(pids[-1], signal.SIGKILL)
         driver.until("ended")
-        return phases[-1] if phases else "Starting"
+        return phases[-1].replace(self.tiny, "the model") if phases else "Starting"
 
     def _hit_chat(self, driver: Driver, chance: random.Random) -> None:
         end = time.monotonic() + DEADLINE
@@ -485,7 +485,8 @@ def verify(home: Path, facts: list[dict[str, Any]], resume: bool) -> dict[str, A
     lost += [f"damaged by the fault: {f.path}: {f.what}" for f in found if f.kind not in ("leftover", "run")]
     names = ("persona", "dataset", "vote", "variant", "export")
     result["acknowledged"] = sum(any(name in fact for name in names) for fact in facts) + 4
-    return {**result, "mended": len(found), "lost": lost}
+    mended = [f"{f.kind}: {f.what}" for f in found]
+    return {**result, "mended": len(found), "put_aside": mended[:8], "lost": lost}
 
 
 def _settle(engine: Engine) -> None:
@@ -676,6 +677,9 @@ def page(document: dict[str, Any]) -> str:
             total = [a + b for a, b in zip(total, counts, strict=True)]
             lines.append(f"| {victim} | {operation} | {' | '.join(map(str, counts))} |")
     lines += [f"| **all** | | {' | '.join(f'**{n}**' for n in total)} |", ""]
+    if total[0] < MOMENTS * len(VICTIMS):
+        told = f"{total[0]} moments so far; the campaign is made for {MOMENTS} a victim ({MOMENTS * len(VICTIMS)})."
+        lines += [f"{told} The same command with the same `--out` goes on.", ""]
     places: dict[str, int] = {}
     for moment in document["moments"]:
         if moment["victim"] == "worker":
@@ -731,9 +735,10 @@ def main() -> None:
         drive(Path(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5]))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=60, help="moments for each of the three that are killed")
+    parser.add_argument("--n", type=int, default=MOMENTS, help="moments for each of the three that are killed")
     parser.add_argument("--parts", nargs="+", default=["damage", "full", "kill"], choices=["kill", "full", "damage"])
     parser.add_argument("--minutes", type=float, default=600.0, help="stop after so long; go on with the same --out")
+    parser.add_argument("--only", nargs="+", default=[], help="of `kill`: only while it does these (train, vote, ...)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, help="a folder for homes; default: a temporary one")
@@ -748,7 +753,7 @@ def main() -> None:
         if "full" in given.parts:
             campaign.full_disks()
         if "kill" in given.parts:
-            campaign.kills(given.n)
+            campaign.kills(given.n, given.only)
         campaign.keep()
     finally:
         shutil.rmtree(work, ignore_errors=True)

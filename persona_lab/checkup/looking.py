@@ -232,6 +232,10 @@ class Looking:
             yield from self._lines("run", folder / "events.jsonl", _EVENT.validate_json)
             if (folder / "exit.json").exists():
                 yield from self._json("run", folder / "exit.json", "It is not needed.")
+                if _ended_well(folder / "exit.json") and view_run(folder).status != "done":
+                    what = "Its log is cut off: the run ended well, and the log does not say so."
+                    remedy = "What it made stays. Put the log back from a backup, or resume the run to do it again."
+                    yield self._named("run", folder / "events.jsonl", what, remedy)
             for checkpoint in sorted((folder / "checkpoints").glob("*/*/")):
                 if checkpoint.name.startswith("."):
                     continue
@@ -381,6 +385,13 @@ _PLACES: dict[Table, Callable[[Home, Row], Path]] = {
     "votes": lambda home, row: home.root / "votes" / f"{row['id']}.json",
 }
 _ROW_KINDS: dict[Table, Kind] = {"personas": "persona", "datasets": "dataset", "variants": "variant", "votes": "vote"}
+
+
+def _ended_well(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_bytes())["returncode"] == 0)
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _entry(line: bytes) -> dict[str, Any]:

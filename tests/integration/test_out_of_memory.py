@@ -95,13 +95,14 @@ def group() -> Iterator[Path]:
     pytest.skip("no control group with a limit of memory can be made here")
 
 
+@pytest.mark.slow
 def test_a_worker_that_the_kernel_ends_is_named_and_started_smaller(
     ready_home: Home, tiny_model: Path, group: Path
 ) -> None:
     (ready_home.plugins / "hungry.py").write_text(HUNGRY)
     page = subprocess.run(
         [sys.executable, "-c", PAGE, str(ready_home.root), str(tiny_model), str(group)],
-        capture_output=True, text=True, timeout=200, check=False,
+        capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     assert page.returncode == 0, page.stderr[-2000:]
     run, again = json.loads(page.stdout.splitlines()[-1])

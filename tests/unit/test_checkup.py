@@ -178,6 +178,15 @@ def test_weights_are_compared_on_request_with_what_training_wrote(whole: Home) -
     assert checkup.examine(whole)[0].what == "Its weights are gone."
 
 
+def test_a_log_that_is_cut_off_is_named(whole: Home) -> None:
+    for wreck in (cut, lambda path: path.write_bytes(b"")):
+        wreck(whole.run("tam-lora-1") / "events.jsonl")
+        found = checkup.examine(whole)
+        assert [(f.kind, f.path, f.mendable) for f in found] == [("run", "runs/tam-lora-1/events.jsonl", False)]
+        with Engine.open(whole.root) as engine:
+            assert len(engine.variants()) == 2
+
+
 def test_rows_without_files_are_kept_aside(whole: Home) -> None:
     shutil.rmtree(whole.variant("tam-prompt-1"))
     done = fix(whole)
