@@ -1,11 +1,13 @@
 """Does a character made of nothing but a text predict unseen passages of that text better than the base?
 
-    nice python benchmarks/documents.py TEXT [--home HOME] [--seeds 0] [--set epochs=2 ...]
+    nice python benchmarks/documents.py TEXT [--home HOME] [--seeds 0] [--prompts-by starter] [--set epochs=2 ...]
 
 The text is imported as the page imports it (passages as replies, made prompts in front), `lora` is trained with its
 defaults, and held_out_gain scores the passages that were held out. Prints one JSON document: bits per byte of the
 held-out passages under the base and the variant with the same prompt, and the gain with its 95% interval (bootstrap
-over sections of the text, since neighbouring passages are alike). The starter model must be in HOME, or is fetched.
+over sections of the text, since neighbouring passages are alike). With --prompts-by a base model writes the prompts
+in place of templates, and both are trained: on the same passages, each scored with its own prompts. The starter
+model must be in HOME, or is fetched.
 """
 
 from __future__ import annotations
@@ -18,19 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from persona_lab.engine import Engine
-from persona_lab.types import Persona, RunView
+from persona_lab.types import DatasetSummary, Persona, RunView
 
 PERSONA = "author"
 METRICS = ("bpb_base", "bpb_variant", "g_true", "g_other", "specificity", "generalisation_gap")
 
 
-def measure(home: Path, text: Path, seed: int, settings: dict[str, str]) -> dict[str, Any]:
+def measure(home: Path, text: Path, seed: int, settings: dict[str, str], prompts_by: str = "") -> dict[str, Any]:
     """Train once and score; what was trained and the metrics."""
     with Engine.open(home) as engine:
         if not any(persona.id == PERSONA for persona in engine.personas()):
             engine.save_persona(Persona(id=PERSONA, name="The author", card={"data": {"name": "The author"}}))
-        found = engine.datasets(PERSONA)
-        dataset = found[0] if found else engine.import_dataset(text, PERSONA)
+        found = [dataset for dataset in engine.datasets(PERSONA) if bool(dataset.run) == bool(prompts_by)]
+        dataset = found[0] if found else _dataset(engine, text, prompts_by)
         run = _done(engine, engine.train(PERSONA, "lora", settings=settings, seed=seed, dataset_id=dataset.id))
         made = engine.variants(PERSONA)[0]
         report = _done(engine, engine.evaluate([made.id], ["held_out_gain"]))
@@ -39,12 +41,20 @@ def measure(home: Path, text: Path, seed: int, settings: dict[str, str]) -> dict
     gain = metrics["g_true"]
     return {
         "seed": seed,
+        "prompts": dataset.why,
         "dataset": dataset.counts,
         "seconds": run.result.get("seconds"),
         "loss": run.result.get("loss"),
         "metrics": {name: {k: metrics[name][k] for k in ("value", "low", "high", "n")} for name in METRICS},
         "gain_bits_per_byte": {k: gain[k] / math.log(2) for k in ("value", "low", "high")},
     }
+
+
+def _dataset(engine: Engine, text: Path, prompts_by: str) -> DatasetSummary:
+    if not prompts_by:
+        return engine.import_dataset(text, PERSONA)
+    run = _done(engine, engine.write_prompts(engine.datasets(PERSONA)[0].id, prompts_by))
+    return next(dataset for dataset in engine.datasets(PERSONA) if dataset.id == run.result["version"])
 
 
 def _done(engine: Engine, run_id: str) -> RunView:
@@ -60,11 +70,13 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--home", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--prompts-by", default="", help="A base model (starter, ...) that writes prompts.")
     parser.add_argument("--set", action="append", default=[])
     options = parser.parse_args()
     settings = dict(pair.split("=", 1) for pair in options.set)
     home = options.home or Path(tempfile.mkdtemp(prefix="documents-"))
-    results = [measure(home, options.text, seed, settings) for seed in options.seeds]
+    ways = ["", options.prompts_by] if options.prompts_by else [""]
+    results = [measure(home, options.text, seed, settings, way) for way in ways for seed in options.seeds]
     print(json.dumps(results, indent=1))
 
 

@@ -82,6 +82,7 @@ _TOOLKIT = {
     "Block": "persona_lab.datasets.documents",
     "document_result": "persona_lab.datasets.documents",
     "text_blocks": "persona_lab.datasets.documents",
+    "without_licence": "persona_lab.datasets.documents",
     "Zip": "persona_lab.datasets.containers",
     "zip_member": "persona_lab.datasets.containers",
     "html_blocks": "persona_lab.datasets.containers",

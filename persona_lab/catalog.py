@@ -7,22 +7,24 @@ its backup loses nothing, and a run that finished while no page was there still 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from persona_lab.advisor import Outcome, outcomes_of
-from persona_lab.dataset_versions import IN_USE, in_use_first
-from persona_lab.errors import BadInput, UnknownName
+from persona_lab.dataset_versions import IN_USE, in_use_first, take_prompts
+from persona_lab.errors import BadInput, PersonaLabError, UnknownName
+from persona_lab.formats import upgraded, written
 from persona_lab.home import Home, disk_errors, write_atomic
 from persona_lab.jobs import view as view_run
-from persona_lab.library import Library, Row, Table
+from persona_lab.library import Library, Row
+from persona_lab.models.weights import checksums
 from persona_lab.outcomes import report_of, variant_of
 from persona_lab.trash import Trash
 from persona_lab.types import (
@@ -43,7 +45,11 @@ if TYPE_CHECKING:
     from persona_lab.datasets.held_out import HeldOut
     from persona_lab.personas.probe_file import ProbeFile
 
+log = logging.getLogger(__name__)
+
 INSPECT_ROWS = 5
+SUMS = "checksums.json"
+"""Beside a variant's weights: the sha256 of each of their files, as they were when training ended."""
 MOST_REPORTS, FRESH_SECONDS = 20, 30.0
 """Evaluations the advisor looks at: the newest."""
 
@@ -60,14 +66,21 @@ class Catalog:
     # --- personas --------------------------------------------------------------------------------
 
     def personas(self) -> list[PersonaSummary]:
-        """The library's personas, then shipped examples that are not in it."""
+        """The library's own personas, then the shipped examples; where an example stands does not change by its first
+        use: a list that somebody chooses from at that moment must not move under the choice."""
         from persona_lab.personas.store import example_folders
 
         owned = [row["id"] for row in self.library.all("personas")]
-        rows = [self._summary(self.persona(persona_id), installed=True) for persona_id in owned]
-        for persona_id in example_folders():
-            if persona_id not in owned:
-                rows.append(self._summary(self._example(persona_id), installed=False))
+        shipped = list(example_folders())
+        mine = [(persona_id, True) for persona_id in owned if persona_id not in shipped]
+        everyone = mine + [(persona_id, persona_id in owned) for persona_id in shipped]
+        rows = []
+        for persona_id, known in everyone:
+            try:
+                persona = self.persona(persona_id) if known else self._example(persona_id)
+                rows.append(self._summary(persona, installed=known))
+            except BadInput as error:  # it must not hide the others; the doctor names it
+                log.warning("The persona %s is left out: %s", persona_id, error)
         return rows
 
     def _summary(self, persona: Persona, installed: bool) -> PersonaSummary:
@@ -249,7 +262,7 @@ class Catalog:
         """Newest first; of one persona, before them the version in use, if another was chosen."""
         rows = [row for row in self.library.all("datasets") if persona_id in (None, row["persona"])]
         summaries = [DatasetSummary.model_validate(row) for row in rows]
-        newest = sorted(summaries, key=lambda summary: (summary.created, summary.version), reverse=True)
+        newest = newest_first(summaries)
         return in_use_first(newest, self.library.get("personas", persona_id)) if persona_id else newest
 
     def dataset_path(self, dataset_id: str) -> Path:
@@ -297,7 +310,7 @@ class Catalog:
         hold_out(self.home.persona(persona_id), dataset)  # before the dataset: no moment when it could be trained on
         path = self.home.persona(persona_id) / "datasets" / f"{dataset.id}.jsonl"
         save_dataset(path, dataset)
-        write_atomic(path.with_suffix(".summary.json"), summary.model_dump_json(indent=1))
+        write_atomic(path.with_suffix(".summary.json"), written("dataset summary", summary, indent=1))
         self.library.put("datasets", summary.model_dump(mode="json"))
         persona = self.library.get("personas", persona_id)
         if persona and persona.get(IN_USE):
@@ -421,10 +434,18 @@ class Catalog:
     def variants(self, persona_id: str | None = None) -> list[Variant]:
         """Newest first."""
         rows = [row for row in self.library.all("variants") if persona_id in (None, row["persona"])]
-        return sorted((self._variant(row["id"]) for row in rows), key=lambda v: v.created, reverse=True)
+        return sorted(self._readable(rows), key=lambda v: v.created, reverse=True)
+
+    def _readable(self, rows: Sequence[Row]) -> Iterator[Variant]:
+        """One that cannot be read must not hide the others; the doctor names it."""
+        for row in rows:
+            try:
+                yield self._variant(row["id"])
+            except (OSError, ValueError) as error:
+                log.warning("The variant %s is left out: %s", row["id"], str(error).splitlines()[0])
 
     def _variant(self, variant_id: str) -> Variant:
-        return Variant.model_validate_json((self.home.variant(variant_id) / "variant.json").read_bytes())
+        return read_variant(self.home.variant(variant_id))
 
     def find_variant(self, name: str) -> Variant | None:
         """By id, else by name if only one has it."""
@@ -454,22 +475,28 @@ class Catalog:
         )
 
     def finish(self, run: RunView) -> Variant | None:
-        """Make a finished training run's artifact a variant. May be called again: it then does nothing.
+        """Make a finished training run's artifact a variant, and prompts that were written a version of their dataset.
+
+        May be called again: it then does nothing.
 
         Raises:
-            DiskFull: the artifact stays in the run's folder.
+            DiskFull: the artifact stays in the run's folder. UnknownName: the dataset is gone.
         """
+        if run.status == "done" and run.kind == "prompts":
+            take_prompts(self, run)
         if run.status != "done" or run.kind != "train" or self.library.get("variants", run.id):
             return None
         folder = self.home.variant(run.id)
         artifact = Artifact.model_validate(run.result["artifact"])
-        made = Path(artifact.path) if artifact.path else None
+        made = self._artifact(run) if artifact.path else None
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if made is not None and made.exists():
                 made.rename(folder / "weights")
         variant = variant_of(run, artifact, folder)
-        write_atomic(folder / "variant.json", variant.model_dump_json(indent=1))
+        sums = run.result.get("checksums") or checksums(folder / "weights")
+        write_atomic(folder / SUMS, json.dumps(sums, indent=1))
+        write_atomic(folder / "variant.json", written("variant", variant, indent=1))
         self._index_variant(variant)
         row = self.library.get("runs", run.id) or {
             "id": run.id,
@@ -507,7 +534,8 @@ class Catalog:
                 "merged": {"from": source.id, "blend": blend, "rank": rank, "error": error},
             }
         )
-        write_atomic(folder / "variant.json", merged.model_dump_json(indent=1))
+        write_atomic(folder / SUMS, json.dumps(checksums(folder / "weights"), indent=1))
+        write_atomic(folder / "variant.json", written("variant", merged, indent=1))
         self._index_variant(merged)
         return merged
 
@@ -591,38 +619,85 @@ class Catalog:
             if self.library.get("personas", folder.name) is None:
                 self._recover_persona(folder)
             for summary in folder.glob("datasets/*.summary.json"):
-                self._recover_row("datasets", summary, DatasetSummary)
+                self._recover_dataset(summary)
         for path in self.home.root.glob("variants/*/variant.json"):
             if self.library.get("variants", path.parent.name) is None:
                 try:
-                    self._index_variant(Variant.model_validate_json(path.read_bytes()))
-                except ValidationError:
-                    continue  # of a version we cannot read; its files stay
+                    self._index_variant(read_variant(path.parent))
+                except (OSError, ValueError):
+                    continue  # damaged, or of a version we cannot read; its files stay, and the doctor names them
         for path in self.home.root.glob("runs/*/job.json"):
             try:
                 run = view_run(path.parent)
-            except ValidationError:
+            except ValueError:
                 continue
-            if run.status == "done" and run.kind == "train" and not self._was_deleted(run):
+            if run.status != "done":
+                continue
+            if run.kind == "prompts" and self.library.get("datasets", run.dataset):
+                # taken once: another dataset may have come by that name since
+                if not (self.library.get("runs", run.id) or {}).get("version"):
+                    self._take_prompts_again(run)
+            elif run.kind == "train" and not self._was_deleted(run):
                 self.finish(run)
+
+    def _take_prompts_again(self, run: RunView) -> None:
+        try:
+            self.finish(run)
+        except PersonaLabError as error:  # one damaged file must not keep the home from opening
+            print(f"persona-lab: what run {run.id} wrote cannot be used: {error}", file=sys.stderr)
 
     def _was_deleted(self, run: RunView) -> bool:
         """A variant that was deleted must not come back: its run is done and was finished, or its weights are gone."""
         made = run.result["artifact"]["path"]
-        gone = made and not Path(made).exists() and not (self.home.variant(run.id) / "weights").exists()
+        gone = made and not self._artifact(run).exists() and not (self.home.variant(run.id) / "weights").exists()
         return bool((self.library.get("runs", run.id) or {}).get("variant") or gone)
+
+    def _artifact(self, run: RunView) -> Path:
+        """Where a run's artifact lies, also in a home that was moved since."""
+        noted = Path(run.result["artifact"]["path"])
+        here = self.home.run(run.id) / noted.name
+        return here if here.exists() else noted
 
     def _recover_persona(self, folder: Path) -> None:
         from persona_lab.personas.store import load_persona
 
-        persona = load_persona(folder)
+        try:
+            persona = load_persona(folder)
+        except BadInput as error:
+            log.warning("The persona in %s is left out: %s", folder, error)
+            return
         row = {"id": folder.name, "name": persona.name, "example": False, "created": now(), "changed": now()}
         self.library.put("personas", row)
 
-    def _recover_row(self, table: Table, path: Path, model: type[DatasetSummary]) -> None:
+    def _recover_dataset(self, path: Path) -> None:
         row_id = path.name.removesuffix(".summary.json")
-        if self.library.get(table, row_id) is None:
-            self.library.put(table, model.model_validate_json(path.read_bytes()).model_dump(mode="json"))
+        if self.library.get("datasets", row_id) is None and (path.parent / f"{row_id}.jsonl").is_file():
+            try:
+                summary = upgraded("dataset summary", path.read_bytes(), DatasetSummary)
+            except (OSError, ValueError) as error:
+                log.warning("The dataset of %s is left out: %s", path, str(error).splitlines()[0])
+                return
+            self.library.put("datasets", summary.model_dump(mode="json"))
+
+
+def newest_first(summaries: Sequence[DatasetSummary]) -> list[DatasetSummary]:
+    """By time, but never an earlier version of a persona's data before a later one: clocks are set back."""
+    latest: dict[str, str] = {}
+    keys = {}
+    for summary in sorted(summaries, key=lambda summary: summary.version):
+        latest[summary.persona] = max(summary.created, latest.get(summary.persona, ""))
+        keys[summary.id] = (latest[summary.persona], summary.version)
+    return sorted(summaries, key=lambda summary: keys[summary.id], reverse=True)
+
+
+def read_variant(folder: Path) -> Variant:
+    """The variant in a folder; its weights lie beside it, wherever the home lay when it was made.
+
+    Raises:
+        OSError, ValueError: it is missing, damaged or of a newer version.
+    """
+    variant = upgraded("variant", (folder / "variant.json").read_bytes(), Variant)
+    return variant.model_copy(update={"path": str(folder / "weights")}) if variant.path else variant
 
 
 def _metrics(path: Path) -> dict[str, Any]:

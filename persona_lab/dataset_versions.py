@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lab.errors import BadInput, UnknownName
-from persona_lab.types import Dataset, DatasetSummary, Frozen, Message, Persona, PreviewToken, now
+from persona_lab.types import Dataset, DatasetSummary, Frozen, Message, Persona, PreviewToken, RunView, now
 
 if TYPE_CHECKING:
     from persona_lab.catalog import Catalog
@@ -123,6 +123,7 @@ def fix(
             "created": now(),
             "warnings": notes,
             "parent": dataset_id,
+            "run": "",
         }
     )
     return catalog.keep_dataset(made, summary)
@@ -147,6 +148,51 @@ def from_card(catalog: Catalog, persona: Persona) -> DatasetSummary:
     )
     why = f"{len(made.conversations)} rows made of the card" + (f", added to {found[0].name}" if found else "")
     return catalog.add_dataset(Reading(result, "card", why), persona.id, "the character's card")
+
+
+def take_prompts(catalog: Catalog, run: RunView) -> DatasetSummary | None:
+    """The version that a run's written prompts make of their dataset; None where they were taken before.
+
+    Raises:
+        UnknownName: the dataset is gone. DiskFull
+    """
+    from persona_lab.backtranslation import PROMPTS_FILE, read_prompts
+    from persona_lab.datasets.build import next_version
+    from persona_lab.datasets.instructions import with_prompts
+
+    if prompted_by(catalog, run.id) is not None:
+        return None
+    before = catalog.dataset(run.dataset)
+    known = next(d for d in catalog.datasets(before.persona) if d.id == run.dataset)
+    model = str(run.result["model"])
+    prompts = {row: prompt for row, prompt in read_prompts(Path(run.directory) / PROMPTS_FILE).items() if prompt}
+    number = catalog.next_version(before.persona)
+    made = next_version(before, number, with_prompts(before.conversations, prompts, model))
+    told = f"{run.result['written']} of {run.result['rows']} prompts made of templates are written by {model} now"
+    summary = known.model_copy(
+        update={
+            "id": made.id,
+            "name": made.name,
+            "version": number,
+            "why": f"Version {known.version}, in which {told} (run {run.id}). {known.why}",
+            "counts": counts(made, known.counts),
+            "fingerprint": _fingerprint(made),
+            "created": now(),
+            "warnings": (f"{told}; the replies are as they were.",),
+            "parent": run.dataset,
+            "run": run.id,
+        }
+    )
+    kept = catalog.keep_dataset(made, summary)
+    row = {"id": run.id, "kind": run.kind, "name": run.name, "created": run.created}
+    catalog.library.put("runs", row | (catalog.library.get("runs", run.id) or {}) | {"version": kept.id})
+    return kept
+
+
+def prompted_by(catalog: Catalog, run_id: str) -> DatasetSummary | None:
+    """The version that came of a run that wrote prompts."""
+    row = next((row for row in catalog.library.all("datasets") if row.get("run") == run_id), None)
+    return DatasetSummary.model_validate(row) if row else None
 
 
 def counts(dataset: Dataset, before: dict[str, int]) -> dict[str, int]:

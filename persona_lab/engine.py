@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from persona_lab import catalog, evaluating
 from persona_lab.advisor import Advisor
 from persona_lab.continuing import parent_of
+from persona_lab.dataset_versions import prompted_by
 from persona_lab.errors import BadInput, PersonaLabError, UnknownName, WorkFailed
 from persona_lab.events import AnyEvent, read_events
 from persona_lab.exporting import dataset_file, export_order
@@ -23,6 +24,7 @@ from persona_lab.home import Home
 from persona_lab.jobs import ACTIVE, Supervisor
 from persona_lab.jobs import view as view_run
 from persona_lab.library import Library
+from persona_lab.parts.guests import Guests
 from persona_lab.parts.keeping import Keeping
 from persona_lab.parts.pulling import Pulling
 from persona_lab.parts.queueing import Queueing
@@ -63,7 +65,7 @@ if TYPE_CHECKING:
 WAIT_SECONDS = 0.2
 
 
-class Engine(Talking, Queueing, Keeping, Pulling, Sharing, Versions):
+class Engine(Talking, Queueing, Keeping, Pulling, Sharing, Guests, Versions):
     """One data home, opened. Use it as a context manager.
 
     Args:
@@ -584,6 +586,9 @@ class Engine(Talking, Queueing, Keeping, Pulling, Sharing, Versions):
             UnknownName
         """
         run = self.supervisor.view(run_id) if not self.readonly else view_run(self.home.run(run_id))
+        if run.kind == "prompts" and run.status == "done":
+            made = prompted_by(self.catalog, run_id)
+            return run.model_copy(update={"result": run.result | {"version": made.id}}) if made else run
         known = self.catalog.variant_of_run(run_id) if run.kind == "train" else None
         return run.model_copy(update={"variant": known.id}) if known else run
 
@@ -622,10 +627,16 @@ class Engine(Talking, Queueing, Keeping, Pulling, Sharing, Versions):
             if run_id in self._unfinished:
                 raise self._unfinished[run_id]
             # the supervisor registers the variant a moment after the terminal record is written
-            settled = run.kind != "train" or run.status != "done" or run.variant
+            settled = run.status != "done" or self._settled(run)
             if run.status not in ACTIVE and settled:
                 return run
             time.sleep(WAIT_SECONDS)
+
+    def _settled(self, run: RunView) -> bool:
+        """Whether what came of a finished run is in the library."""
+        if run.kind == "prompts" and self.library.get("datasets", run.dataset):
+            return "version" in run.result
+        return run.kind != "train" or bool(run.variant)
 
     def _on_event(self, run: RunView, event: AnyEvent) -> None:
         self.plugins.notify(run, event)

@@ -22,11 +22,17 @@ class Event(Frozen):
 
 
 class Started(Event):
-    """The worker is up. `created` is the process's own start time, so that a reused pid is not mistaken for it."""
+    """The worker is up. `birth` tells its process from a later one with the same pid."""
 
     kind: Literal["started"] = "started"
     pid: int
     created: float
+    birth: str = ""
+    """As `processes.birth`: unlike `created`, it stays the same when the clock is set."""
+    oom_kills: int = 0
+    """As `processes.oom_kills` of `oom_source`, when this worker began."""
+    oom_source: str = ""
+    """As `processes.oom_source`."""
     attempt: int = 1
     versions: dict[str, str] = Field(default_factory=dict)
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,6 +104,16 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def refuse_existing(out: Path) -> None:
+    """Nothing of a user's is overwritten.
+
+    Raises:
+        BadInput: there is a file or folder `out` already.
+    """
+    if out.exists():
+        raise BadInput(f"{out} exists already and was left alone.", "Name another file with --out.")
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Replace `path` with `data`, whole or not at all.
 
@@ -116,7 +129,51 @@ def write_atomic(path: Path, data: bytes | str) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            replace(Path(temporary), path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+        flush_folder(path.parent)
+
+
+def replace(source: Path, target: Path) -> None:
+    """`os.replace`, patient where a reader has the file open: Windows refuses to replace such a file, for a moment."""
+    for wait in (0.01, 0.05, 0.2, 0.5):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if sys.platform != "win32":
+                raise
+            time.sleep(wait)
+    os.replace(source, target)
+
+
+def flush_folder(folder: Path) -> None:
+    """Make renames inside `folder` outlive a power loss, where the system can (Windows cannot open folders)."""
+    if sys.platform == "win32":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def need_disk(folder: Path, needed: int) -> None:
+    """Refuse to start what cannot end.
+
+    Raises:
+        DiskFull: fewer than `needed` bytes are free where `folder` is.
+    """
+    free = free_disk(folder)
+    if free < needed:
+        raise DiskFull(
+            f"{needed / 1e6:.0f} MB are needed on the disk that holds {folder}, and {free / 1e6:.0f} MB are free.",
+            "Free some space or use another disk with --home DIR.",
+        )
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes free where `folder` is, or will be."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free

@@ -89,3 +89,21 @@ def persona_lab_run_event(run: RunView, event: AnyEvent) -> Any:
             if event.kind == "done":
                 print("finished", run.name)
     """
+
+
+@hookspec
+def persona_lab_guest_text(text: str, role: str, persona: str) -> str | None:
+    """Filter what guests of a shared page say and hear.
+
+    Called in the page's process, in a thread: for every message of a guest (`role` is "user") before it is answered,
+    and for every whole reply ("assistant") before it is shown. None lets it pass; a sentence is shown in its place.
+    One that raises stops everything. `persona` is the character's id. While there is a filter, replies to guests
+    appear whole.
+
+    Example:
+        @hookimpl
+        def persona_lab_guest_text(text, role, persona):
+            if "password" in text.lower():
+                return "Let us talk about something else."
+            return None
+    """

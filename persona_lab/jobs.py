@@ -23,15 +23,18 @@ import psutil
 
 from persona_lab.errors import BadInput, UnknownName
 from persona_lab.events import AnyEvent, Done, Failed, Phase, Started, Step, read_events
+from persona_lab.formats import upgraded, written
 from persona_lab.home import Home, disk_errors, write_atomic
 from persona_lab.preferences import read_preferences
-from persona_lab.processes import own_group, worker_environment
+from persona_lab.processes import birth, oom_kills, own_group, worker_environment
 from persona_lab.queueing import in_order, moved, read_order, write_order
-from persona_lab.types import Job, RunStatus, RunView, now
+from persona_lab.training.remedies import CHEAPER
+from persona_lab.types import Change, Job, RunStatus, RunView, Variant, now
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 20.0
 EXIT_DISK_FULL = 28
+EXIT_TAKEN = 75
 ACTIVE: tuple[RunStatus, ...] = ("queued", "running")
 
 OnEvent = Callable[[RunView, AnyEvent], None]
@@ -47,14 +50,42 @@ def read_job(folder: Path) -> Job:
     if not path.exists():
         known = [p.parent.name for p in folder.parent.glob("*/job.json")] if folder.parent.is_dir() else []
         raise UnknownName("run", folder.name, known)
-    return Job.model_validate_json(path.read_bytes())
+    return moved_here(upgraded("job", path.read_bytes(), Job), folder.parent.parent)
+
+
+def moved_here(job: Job, root: Path) -> Job:
+    """The job of a home that lies elsewhere now than when it was written (moved, or put back from a backup)."""
+    if Path(job.home) == root:
+        return job
+
+    def here(path: str) -> str:
+        inside = path and Path(path).is_relative_to(job.home)
+        return str(root / Path(path).relative_to(job.home)) if inside else path
+
+    def known(variant: Variant) -> Variant:
+        return variant.model_copy(update={"path": here(variant.path)})
+
+    persona = job.persona
+    if persona is not None and persona.avatar:
+        persona = persona.model_copy(update={"avatar": here(persona.avatar)})
+    return job.model_copy(
+        update={
+            "home": str(root),
+            "persona": persona,
+            "dataset": here(job.dataset),
+            "variants": tuple(known(variant) for variant in job.variants),
+            "parent_datasets": tuple(here(path) for path in job.parent_datasets),
+        }
+    )
 
 
 def worker_process(started: Started) -> psutil.Process | None:
-    """The live worker that wrote this record, or None. A reused pid is told apart by its start time."""
+    """The live worker that wrote this record, or None. A reused pid is told apart by when its process began."""
     try:
         process = psutil.Process(started.pid)
-        if abs(process.create_time() - started.created) > 2 or process.status() == psutil.STATUS_ZOMBIE:
+        # the second way is for records written before `birth` was
+        same = birth(process) == started.birth if started.birth else abs(process.create_time() - started.created) <= 2
+        if not same or process.status() == psutil.STATUS_ZOMBIE:
             return None
     except psutil.Error:
         return None
@@ -90,8 +121,7 @@ def view(folder: Path, exit_record: dict[str, Any] | None = None) -> RunView:
             step = event
         elif isinstance(event, Done | Failed):
             terminal = event
-    exit_file = folder / "exit.json"
-    ended = exit_record or (json.loads(exit_file.read_text()) if exit_file.exists() else None)
+    ended = exit_record or _exit_record(folder / "exit.json")
     status, cause, message, fix = _status(folder, started, terminal, ended)
     return RunView(
         id=job.id,
@@ -114,12 +144,23 @@ def view(folder: Path, exit_record: dict[str, Any] | None = None) -> RunView:
         total=step.total if step else 0,
         eta_seconds=step.eta_seconds if step and status == "running" else None,
         attempt=attempt,
-        resumable=job.kind == "train" and status in ("interrupted", "cancelled", "failed"),
+        resumable=status in ("interrupted", "cancelled", "failed"),
         directory=str(folder),
         config=job.config,
         result=terminal.result if isinstance(terminal, Done) else {},
         ending=status == "running" and (folder / "keep").exists(),
     )
+
+
+def _exit_record(path: Path) -> dict[str, Any] | None:
+    """How the supervisor saw the worker end; a damaged record counts as one that says nothing."""
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _status(
@@ -143,26 +184,16 @@ def _abnormal(folder: Path, started: Started | None, ended: dict[str, Any]) -> t
     if (folder / "cancel").exists():
         return "cancelled", "cancelled", "Stopped, by force: the worker did not answer in time.", ""
     if ended.get("oom"):
-        message = "The system ended the worker because memory ran out."
-        return (
-            "failed",
-            "out_of_memory",
-            message,
-            "Use a smaller batch_size or max_tokens, or `lora` instead of `full`.",
-        )
+        return "failed", "out_of_memory", "The system ended the worker because memory ran out.", cheaper(folder)
     if ended.get("returncode") == EXIT_DISK_FULL:
         return "failed", "disk_full", "The disk filled up during the run.", "Free some space, then resume the run."
     if started is None:
         tail = _tail(folder / "log.txt")
         return "failed", "bug", f"The worker could not start: {tail}", f"See {folder / 'log.txt'}."
-    signal_text = f" (signal {-ended['returncode']})" if ended.get("returncode", 0) < 0 else ""
+    code = ended.get("returncode")
+    signal_text = f" (signal {-code})" if isinstance(code, int) and code < 0 else ""
     message = f"The worker process is gone without a word{signal_text}: killed, or the machine went down."
-    return (
-        "interrupted",
-        "interrupted",
-        message,
-        f"Go on from the last checkpoint: persona-lab runs resume {folder.name}.",
-    )
+    return "interrupted", "interrupted", message, f"Go on from where it was: persona-lab runs resume {folder.name}."
 
 
 def _tail(path: Path, characters: int = 400) -> str:
@@ -172,16 +203,23 @@ def _tail(path: Path, characters: int = 400) -> str:
     return (lines[-1] if lines else "the log is empty.")[-characters:]
 
 
-def _oom_kills() -> int:
-    """How many processes of this control group the kernel has ended for want of memory (Linux; else 0)."""
-    for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
-        try:
-            for line in Path(path).read_text().splitlines():
-                if line.startswith("oom_kill "):
-                    return int(line.split()[1])
-        except (OSError, ValueError):
-            continue
-    return 0
+def cheaper_change(folder: Path) -> Change | None:
+    """The cheapest change of a run that memory was not enough for; None where none is known."""
+    try:
+        return Change.model_validate(json.loads((folder / CHEAPER).read_bytes())["changes"][0])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def cheaper(folder: Path) -> str:
+    """What to change of a run that memory was not enough for, for people."""
+    try:
+        told = str(json.loads((folder / CHEAPER).read_bytes())["told"])
+    except (OSError, ValueError, KeyError, TypeError):
+        told = ""
+    if cheaper_change(folder) is not None:
+        told += f" To start it so: persona-lab runs retry {folder.name}."
+    return told or "Use a smaller batch_size or max_tokens, or `lora` instead of `full`."
 
 
 def request_stop(folder: Path) -> None:
@@ -238,8 +276,10 @@ def _signal_group(started: Started, number: signal.Signals) -> None:
     try:
         if hasattr(os, "killpg"):
             os.killpg(started.pid, number)  # the worker leads its own group
-        else:
-            process.terminate()
+        else:  # Windows has no groups of this kind: what the worker started is looked up
+            for child in process.children(recursive=True):
+                child.kill()
+            process.kill()
     except (ProcessLookupError, psutil.NoSuchProcess):
         return
 
@@ -275,7 +315,6 @@ class Supervisor:
         self._order = home.root / "queue.json"
         self._wake = threading.Condition()
         self._closing = False
-        self._oom_before = 0
         self._thread: threading.Thread | None = None
 
     # --- asking ----------------------------------------------------------------------------------
@@ -289,7 +328,7 @@ class Supervisor:
         folder = self.home.run(job.id)
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=False)
-        write_atomic(folder / "job.json", job.model_dump_json(indent=1))
+        write_atomic(folder / "job.json", written("job", job, indent=1))
         self._enqueue(job.id)
         return job.id
 
@@ -299,7 +338,10 @@ class Supervisor:
         kept = read_order(self._order)
         waiting = []
         for folder in (path.parent for path in folders):
-            run = view(folder)
+            try:
+                run = view(folder)
+            except ValueError:  # job.json is damaged, or of a version we cannot read: the doctor names it
+                continue
             # a resumed run's folder still tells of the attempt before
             resumed = folder.name in kept and run.resumable and not (folder / "cancel").exists()
             if run.status == "running" and self._current is None:
@@ -311,10 +353,11 @@ class Supervisor:
             self._enqueue(run_id)
 
     def resume(self, run_id: str) -> None:
-        """Queue a run again; its worker goes on from the last valid checkpoint.
+        """Queue a run again: a training goes on from its last valid checkpoint, an evaluation from the scores that were
+        kept; everything else is done anew.
 
         Raises:
-            BadInput: it is running, done or of a kind that starts over.
+            BadInput: it is running or done.
         """
         folder = self.home.run(run_id)
         run = self.view(run_id)
@@ -442,7 +485,6 @@ class Supervisor:
         self._exits.pop(run_id, None)
         if self._before_start is not None:
             self._before_start()
-        self._oom_before = _oom_kills()
         try:
             with (folder / "log.txt").open("ab") as log:
                 self._process = subprocess.Popen(
@@ -486,7 +528,10 @@ class Supervisor:
 
     def _record_exit(self, run_id: str) -> None:
         code = self._process.returncode if self._process is not None else None
-        record = {"time": now(), "returncode": code or 0, "oom": code == -9 and _oom_kills() > self._oom_before}
+        started = _last_started(self.home.run(run_id))
+        # the code of a worker that an earlier page started is not known
+        memory = started is not None and oom_kills(started.oom_source) > started.oom_kills
+        record = {"time": now(), "returncode": code or 0, "oom": code in (-9, None) and memory}
         self._exits[run_id] = record
         try:
             write_atomic(self.home.run(run_id) / "exit.json", json.dumps(record))

@@ -9,27 +9,49 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 from tinydb import TinyDB, where
 from tinydb.storages import Storage
 
-from persona_lab.errors import BadInput, HomeLocked
+from persona_lab.errors import BadInput, DiskFull, HomeLocked
 from persona_lab.home import Home, write_atomic
 from persona_lab.types import now
 
 SCHEMA = 1
 Table = Literal["personas", "datasets", "runs", "variants", "reports", "votes"]
+TABLES: tuple[Table, ...] = get_args(Table)
 Row = dict[str, Any]
 
 # version -> function that turns the whole file's content of that version into the next one's
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+
+def migrated(data: dict[str, Any]) -> dict[str, Any]:
+    """A library file's content in the present schema.
+
+    Raises:
+        BadInput: it is of a newer one.
+    """
+    if not isinstance(data, dict):
+        raise BadInput("The library file holds no object.", "Run `persona-lab doctor --repair`.")
+    meta: dict[str, Any] = next(iter(data.get("meta", {}).values()), {})
+    version = int(meta.get("schema", 1))
+    if version > SCHEMA:
+        raise BadInput(
+            f"The library is of a newer Persona Lab (schema {version}, ours is {SCHEMA}).",
+            "Update Persona Lab, or use another folder with --home DIR.",
+        )
+    while version < SCHEMA:
+        data = MIGRATIONS[version](data)
+        version += 1
+        data.setdefault("meta", {}).setdefault("1", {})["schema"] = version
+    return data
 
 
 class AtomicStorage(Storage):
@@ -54,7 +76,8 @@ class AtomicStorage(Storage):
         except json.JSONDecodeError as error:
             raise BadInput(
                 f"The library file {self._path} is damaged ({error}).",
-                f"Put a good copy in its place, such as {self._path.with_suffix('.backup.json')}.",
+                "Nothing is lost: `persona-lab doctor --repair` puts it aside and makes another from the files "
+                f"and the backup {self._path.with_suffix('.backup.json')}.",
             ) from error
 
     def write(self, data: dict[str, dict[str, Any]]) -> None:
@@ -112,20 +135,11 @@ class Library:
         if data is None:
             self._storage.write({"meta": {"1": {"schema": SCHEMA, "created": now()}}})
             return
-        meta: dict[str, Any] = next(iter(data.get("meta", {}).values()), {})
-        version = int(meta.get("schema", SCHEMA))
-        if version > SCHEMA:
-            raise BadInput(
-                f"The library {self.home.library} is of a newer Persona Lab (schema {version}, ours is {SCHEMA}).",
-                "Update Persona Lab, or use another folder with --home DIR.",
-            )
-        with suppress(OSError):  # a full disk must not stop the library from opening; nothing is changed by that
-            shutil.copyfile(self.home.library, self.home.library.with_suffix(".backup.json"))
-        while version < SCHEMA:
-            data = MIGRATIONS[version](data)
-            version += 1
-            data.setdefault("meta", {}).setdefault("1", {})["schema"] = version
-            self._storage.write(data)
+        changed = migrated(json.loads(json.dumps(data)))  # a copy: a step may change what it is given
+        with suppress(OSError, DiskFull):  # a full disk must not stop the library from opening
+            write_atomic(self.home.library.with_suffix(".backup.json"), self.home.library.read_bytes())
+        if changed != data:
+            self._storage.write(changed)
 
     def all(self, table: Table) -> list[Row]:
         """Every row, in the order of insertion."""

@@ -44,12 +44,14 @@ def _counter(folder: Path, changed: int) -> Count:
 
 
 def in_conversation(request: ChatRequest, persona: Persona, home: Home) -> ChatRequest:
-    """The request with the lore that its messages wake in the variant's system prompt; unchanged where none does."""
+    """The request with the lore that its messages wake, in the variant's system prompt or in the conversation, as each
+    entry says; unchanged where none does."""
     variant = request.variant
     if variant.prompt_mode != "card" or not variant.system or not has_lore(persona):
         return request
     lore: Lore = lore_of(persona, request.messages, count=token_counter(home, variant.base))
     system = with_lore(variant.system, persona, lore)
-    if system == variant.system:
+    if system == variant.system and not lore.inserted:
         return request
-    return request.model_copy(update={"variant": variant.model_copy(update={"system": system})})
+    update = {"variant": variant.model_copy(update={"system": system}), "inserted": lore.inserted}
+    return request.model_copy(update=update)

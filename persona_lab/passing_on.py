@@ -16,7 +16,7 @@ from persona_lab.catalog import Catalog
 from persona_lab.datasets.held_out import LEDGER
 from persona_lab.datasets.store import save_dataset
 from persona_lab.errors import BadInput, UnknownName
-from persona_lab.home import write_atomic
+from persona_lab.home import refuse_existing, write_atomic
 from persona_lab.models.weights import safetensors_files
 from persona_lab.personas.bounded import unzip
 from persona_lab.personas.bundle import ASSETS, MAX_LICENCE, UNSTATED, read_bundle, write_bundle
@@ -55,8 +55,7 @@ def export_persona(
         raise UnknownName("card format", format, FORMATS)
     if out.is_dir():
         out = out / f"{persona.id}.{SUFFIXES[format]}"
-    if out.exists():
-        raise BadInput(f"{out} exists already and was left alone.", "Name another file with --out.")
+    refuse_existing(out)
     card = with_weights(persona.card, variants)
     avatar = Path(persona.avatar).read_bytes() if persona.avatar else None
     text = card_to_json(card)

@@ -46,6 +46,8 @@ REQUIRED = {
     "exporter": ("export",),
     "tab": ("build",),
 }
+OBSERVERS = ("persona_lab_run_event", "persona_lab_guest_text")
+MOST_REFUSAL = 500
 HEAVY = ("torch", "transformers", "peft", "bitsandbytes")
 
 
@@ -69,6 +71,7 @@ class Plugins:
     owners: dict[tuple[Kind, str], Origin] = field(default_factory=dict)
     problems: list[PluginInfo] = field(default_factory=list)
     slow: dict[str, str] = field(default_factory=dict)
+    broken_filters: set[str] = field(default_factory=set)
     blocked: frozenset[str] = frozenset()
 
     @classmethod
@@ -154,6 +157,31 @@ class Plugins:
                 self._fail(self.origins[implementation.plugin_name], None, f"persona_lab_run_event raised {error!r}")
                 self.manager.unregister(name=implementation.plugin_name)
 
+    @property
+    def filtering(self) -> bool:
+        """Whether there is a content filter."""
+        return bool(self.manager.hook.persona_lab_guest_text.get_hookimpls())
+
+    def refusal(self, text: str, role: str, persona: str) -> str:
+        """What the first content filter that objects to a text says of it; empty: none does.
+
+        A filter that raises objects to everything, and is reported once: what it was put there to stop must not pass.
+        """
+        for implementation in list(self.manager.hook.persona_lab_guest_text.get_hookimpls()):
+            try:
+                arguments = {"text": text, "role": role, "persona": persona}
+                said = implementation.function(*[arguments[name] for name in implementation.argnames])
+            except Exception as error:
+                name = implementation.plugin_name
+                if name not in self.broken_filters:
+                    self.broken_filters.add(name)
+                    problem = f"persona_lab_guest_text raised {error!r}; guests get no answers until it is mended."
+                    self._fail(self.origins[name], None, problem, details=traceback.format_exc(), error=error)
+                return "This could not be checked, so it was not passed on."
+            if said is not None:
+                return str(said)[:MOST_REFUSAL] or "This was not passed on."
+        return ""
+
     # --- loading ---------------------------------------------------------------------------------
 
     def _register(self, origin: Origin, load: Callable[[], Any]) -> None:
@@ -187,7 +215,7 @@ class Plugins:
 
     def _refuse_misspelt(self, name: str) -> None:
         module = self.manager.get_plugin(name)
-        known = set(HOOKS.values()) | {"persona_lab_run_event"}
+        known = {*HOOKS.values(), *OBSERVERS}
         for implementation in self.manager.get_hookcallers(module) or []:
             if implementation.name not in known:
                 raise UnknownName("hook", implementation.name, known)

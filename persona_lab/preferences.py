@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from persona_lab.errors import BadInput, BadSetting
+from persona_lab.formats import upgraded, written
 from persona_lab.home import write_atomic
 
 FILE = "settings.json"
@@ -40,14 +41,20 @@ def read_preferences(root: Path) -> Preferences:
     if not path.exists():
         return Preferences()
     try:
-        return Preferences.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        return upgraded("settings", path.read_bytes(), Preferences)
+    except ValueError as error:
         raise BadInput(
-            f"The settings file {path} cannot be read: {f'{where}: ' if where else ''}{first['msg']}.",
+            f"The settings file {path} cannot be read: {_told(error)}.",
             "Mend it, or delete it to have the defaults again.",
         ) from error
+
+
+def _told(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{f'{where}: ' if where else ''}{first['msg']}"
 
 
 def write_preferences(root: Path, values: dict[str, object]) -> Preferences:
@@ -63,5 +70,5 @@ def write_preferences(root: Path, values: dict[str, object]) -> Preferences:
             f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}, not {e['input']!r}" for e in error.errors()
         )
         raise BadSetting(f"Some settings cannot be used: {told}.", "Nothing was changed.") from error
-    write_atomic(root / FILE, changed.model_dump_json(indent=1))
+    write_atomic(root / FILE, written("settings", changed, indent=1))
     return changed

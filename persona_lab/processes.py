@@ -31,6 +31,62 @@ def worker_environment(threads: int | None = None) -> dict[str, str]:
     return own | os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 
 
+def birth(process: psutil.Process) -> str:
+    """When a process began, in words that no later process shares and no change of the clock alters; "" if unknown.
+
+    Raises:
+        psutil.Error: it is gone.
+    """
+    # psutil's create_time is led along when the clock is set: on Linux by the time of boot, on macOS by its change
+    if sys.platform == "darwin":
+        try:
+            return f"{process._proc.create_time(monotonic=True):.2f}"
+        except (AttributeError, TypeError):  # an older psutil, which gives what the kernel noted
+            return f"{process.create_time():.2f}"
+    if sys.platform != "linux":
+        return f"{process.create_time():.2f}"  # Windows keeps it as it was noted
+    try:
+        after_name = Path(f"/proc/{process.pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except FileNotFoundError as error:
+        raise psutil.NoSuchProcess(process.pid) from error
+    except OSError:
+        return ""
+    return f"{boot}:{after_name[19]}"  # field 22, in clock ticks since boot
+
+
+def oom_source() -> str:
+    """The file in which the kernel counts the processes of this one's group that it ended for want of memory; "" where
+    nothing counts them (other systems than Linux)."""
+    try:
+        lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        return ""
+    groups = {names: path.strip("/") for _, names, path in lines}
+    root = Path("/sys/fs/cgroup")
+    known = [root / groups.get("", "") / "memory.events", root / "memory.events"]
+    memory = next((path for names, path in groups.items() if "memory" in names.split(",")), None)
+    if memory is not None:  # the first version of control groups
+        known = [root / "memory" / memory / V1_EVENTS, root / "memory" / V1_EVENTS, *known]
+    return next((str(path) for path in (*known, Path("/proc/vmstat")) if _counter(path) is not None), "")
+
+
+def oom_kills(source: str) -> int:
+    """How many processes were ended for want of memory so far, by a file that `oom_source` named."""
+    return _counter(Path(source)) or 0 if source else 0
+
+
+V1_EVENTS = "memory.oom_control"
+
+
+def _counter(path: Path) -> int | None:
+    try:
+        found = [line.split()[1] for line in path.read_text().splitlines() if line.startswith("oom_kill ")]
+        return int(found[0]) if found else None
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def own_group() -> dict[str, Any]:
     """Arguments of Popen for a process group of its own: Ctrl-C in the terminal is the parent's to translate."""
     if os.name == "nt":

@@ -43,10 +43,10 @@ def validate_settings(config: type[BaseModel], values: Mapping[str, Any], owner:
     except ValidationError as error:
         problems = [_problem(config, entry) for entry in error.errors()]
         listed = "; ".join(f"{field}: {message}" if field else message for field, message in problems)
-        known = ", ".join(config.model_fields) or "none"
-        raise BadSetting(
-            f"Some settings of {owner} cannot be used: {listed}.", f"Known settings: {known}.", problems
-        ) from error
+        unknown = any(entry["type"] == "extra_forbidden" for entry in error.errors())
+        known = f"Known settings: {', '.join(config.model_fields) or 'none'}."
+        hint = known if unknown else "Choose a value within its bounds."
+        raise BadSetting(f"Some settings of {owner} cannot be used: {listed}.", hint, problems) from error
 
 
 def _literal(value: Any) -> Any:

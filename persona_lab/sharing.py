@@ -14,6 +14,7 @@ from persona_lab.catalog import Catalog
 from persona_lab.datasets.held_out import LEDGER, hold_out, read_ledger
 from persona_lab.datasets.store import save_dataset
 from persona_lab.errors import BadInput
+from persona_lab.formats import written
 from persona_lab.home import write_atomic
 from persona_lab.personas.bundle import Bundle
 from persona_lab.personas.cards import CardFile, card_name, card_to_json
@@ -156,9 +157,11 @@ def _place_dataset(folder: Path, persona: Persona, bundle: Bundle) -> DatasetSum
         return None
     named = {"id": f"{persona.id[:56]}-v1", "persona": persona.id, "version": 1, "name": f"{persona.id} v1"}
     dataset = bundle.dataset.model_copy(update=named)
-    summary = bundle.summary.model_copy(update={**named, "source": f"{bundle.summary.source} (bundle)"[:300]})
+    summary = bundle.summary.model_copy(
+        update={**named, "source": f"{bundle.summary.source} (bundle)"[:300], "run": ""}
+    )
     hold_out(folder, dataset)
     path = folder / "datasets" / f"{dataset.id}.jsonl"
     save_dataset(path, dataset)
-    write_atomic(path.with_suffix(".summary.json"), summary.model_dump_json(indent=1))
+    write_atomic(path.with_suffix(".summary.json"), written("dataset summary", summary, indent=1))
     return summary

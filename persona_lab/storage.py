@@ -25,6 +25,9 @@ KINDS = {
     "plugins": ("Plugins", "Files of your own."),
     "cache": ("Cache", "Scores, token counts and blends; they are computed again when needed."),
     "logs": ("Logs", "What the chat worker said, for finding faults."),
+    "backups": ("Backups", "Made in the Settings tab; another disk is a better place for them."),
+    "replaced": ("Replaced", "What was there before a backup was put back."),
+    "quarantine": ("Quarantine", "Damaged files that `persona-lab doctor --repair` put aside."),
     "trash": ("Trash", "What was deleted last. Once this is empty, it cannot be brought back."),
 }
 CLEANED = ("cache", "logs", "trash")

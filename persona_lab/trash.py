@@ -25,8 +25,12 @@ class Trash:
         self.folder.mkdir()
         note = {"id": row_id, "folder": str(folder), "rows": [[table, row] for table, row in rows]}
         write_atomic(self.folder / "note.json", json.dumps(note))
-        if folder.exists():
-            folder.rename(self.folder / "files")
+        try:
+            if folder.exists():
+                folder.rename(self.folder / "files")
+        except OSError as error:  # on Windows, while a program has a file of it open
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise BadInput(f"{folder} is in use and was not deleted.", "Stop the chat, or try again later.") from error
         for table, row in rows:
             if row is not None:
                 self.library.remove(table, row["id"])  # type: ignore[arg-type]
@@ -34,7 +38,7 @@ class Trash:
     def last(self) -> str:
         """The id of what was deleted last and can be brought back; empty if there is nothing."""
         note = self.folder / "note.json"
-        return str(json.loads(note.read_text())["id"]) if note.exists() else ""
+        return str(json.loads(note.read_bytes())["id"]) if note.exists() else ""
 
     def bring_back(self) -> str:
         """Undo the last deletion; gives the id of what came back.
@@ -44,8 +48,10 @@ class Trash:
         """
         if not (self.folder / "note.json").exists():
             raise BadInput("There is nothing to bring back.")
-        note = json.loads((self.folder / "note.json").read_text())
+        note = json.loads((self.folder / "note.json").read_bytes())
         folder = Path(note["folder"])
+        if not folder.is_relative_to(self.folder.parent):  # the home was moved since
+            folder = self.folder.parent.joinpath(*folder.parts[-2:])
         if folder.exists():
             fix = "Delete that one first."
             raise BadInput(f"{note['id']!r} exists again, so the deleted one was not brought back.", fix)

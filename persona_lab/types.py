@@ -16,7 +16,7 @@ Role = Literal["system", "user", "assistant"]
 Split = Literal["train", "validation", "test"]
 Kind = Literal["strategy", "evaluator", "reader", "exporter", "tab"]
 VariantKind = Literal["base", "prompt", "adapter", "weights"]
-RunKind = Literal["train", "evaluate", "export", "fetch", "calibrate", "traits"]
+RunKind = Literal["train", "evaluate", "export", "fetch", "calibrate", "prompts", "traits"]
 Quantization = Literal["nf4", "nf4_single"]
 """4-bit weights, with or without double quantisation of their scales."""
 RunStatus = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
@@ -33,7 +33,12 @@ def now() -> str:
 def slug(text: str, fallback: str = "item") -> str:
     """`text` as an id: lower-case ASCII letters, digits, `_` and `-`; at most 48 characters."""
     plain = re.sub(r"[^a-z0-9_-]+", "_", text.lower()).strip("_-")[:48].strip("_-")
+    if _DEVICE.fullmatch(plain):
+        return f"{plain}_"  # Windows has no files or folders of these names
     return plain or fallback
+
+
+_DEVICE = re.compile(r"con|prn|aux|nul|com\d|lpt\d")
 
 
 class Frozen(BaseModel):
@@ -144,7 +149,9 @@ class DatasetSummary(Frozen):
     created: str
     warnings: tuple[str, ...] = ()
     parent: str = ""
-    """The version it was made of, by a fix or by more rows; empty for an import."""
+    """The version it was made of, by a fix, by more rows or by other prompts; empty for an import."""
+    run: str = ""
+    """The run that wrote its prompts."""
 
 
 class Rendered(Frozen):
@@ -678,12 +685,21 @@ class Sampling(Frozen):
     repetition_penalty: float = Field(1.15, ge=1, le=2, description="Above 1 makes words already used less likely.")
 
 
+class Inserted(Frozen):
+    """What is put into a conversation before it is read: `depth` messages stand between it and the end."""
+
+    depth: int = Field(ge=0)
+    role: Role
+    content: str
+
+
 class ChatRequest(Frozen):
     """One pane's wish: continue `messages` (without a system message: the variant has its own)."""
 
     pane: str
     variant: Variant
     messages: tuple[Message, ...]
+    inserted: tuple[Inserted, ...] = ()
     sampling: Sampling = Sampling()
     weights: Literal["native", "int8"] = "native"
     """`int8` rounds the linear layers' weights: faster for one pane on a CPU, and a little off. Its stamp says so."""

@@ -16,16 +16,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import psutil
+from filelock import FileLock, Timeout
 
 from persona_lab.errors import Cancelled, DiskFull, OutOfMemory, PersonaLabError, PluginFailed
 from persona_lab.events import Done, Event, EventLog, Failed, Log, Phase, Started, Step, read_events
 from persona_lab.home import Home
-from persona_lab.jobs import EXIT_DISK_FULL, read_job
+from persona_lab.jobs import EXIT_DISK_FULL, EXIT_TAKEN, cheaper, read_job
 from persona_lab.plugins import Plugins
-from persona_lab.processes import peak_memory
+from persona_lab.processes import birth, oom_kills, oom_source, peak_memory
 from persona_lab.types import Job
 
 QUIET_SECONDS = 0.2
+LOCK_SECONDS = 10.0
+"""A worker that was just ended may need a moment to let go of its run."""
 RESERVE_BYTES = 64 * 1024
 PACKAGES = ("persona-lab", "torch", "transformers", "peft", "bitsandbytes")
 
@@ -98,6 +101,10 @@ def run_job(job: Job, reporter: WorkerReporter, plugins: Plugins) -> dict[str, A
         from persona_lab.training.calibrate import run as calibrate
 
         return calibrate(job, reporter)
+    if job.kind == "prompts":
+        from persona_lab.backtranslation import run as write_prompts
+
+        return write_prompts(job, reporter)
     if job.kind == "traits":
         from persona_lab.traits.run import run as traits
 
@@ -123,21 +130,16 @@ def describe(error: BaseException, job: Job) -> Failed:
 
 def _named(error: BaseException, job: Job) -> PersonaLabError | None:
     text = str(error)
+    if isinstance(error, OutOfMemory):
+        return OutOfMemory(error.message, cheaper(Path(job.home) / "runs" / job.id))
     if isinstance(error, PersonaLabError):
         return error
     if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or "No space left" in text:
         return DiskFull(f"The disk that holds {job.home} is full.", "Free some space, then resume the run.")
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if out_of_memory or "can't allocate memory" in text or "not enough memory" in text:
-        return OutOfMemory("Memory ran out.", _cheaper(job))
+        return OutOfMemory("Memory ran out.", cheaper(Path(job.home) / "runs" / job.id))
     return None
-
-
-def _cheaper(job: Job) -> str:
-    batch = int(job.config.get("batch_size", 4))
-    if batch > 1:
-        return f"Try --set batch_size={batch // 2}; then a smaller max_tokens; then another strategy, such as lora."
-    return "Try a smaller max_tokens, or another strategy, such as lora."
 
 
 def _on_terminate(number: int, frame: Any) -> NoReturn:
@@ -162,13 +164,36 @@ def _versions() -> dict[str, str]:
 
 
 def main(folder: Path) -> int:
-    """Do the run in `folder`; gives the exit code."""
+    """Do the run in `folder`; gives the exit code. A second worker on the same run ends without touching it."""
+    lock = FileLock(folder / ".worker.lock")
+    try:
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        print(f"Another worker is at work in {folder}.", file=sys.stderr)
+        return EXIT_TAKEN
+    try:
+        return _work(folder)
+    finally:
+        lock.release()
+
+
+def _work(folder: Path) -> int:
     job = read_job(folder)
     signal.signal(signal.SIGTERM, _on_terminate)
     log = EventLog(folder / "events.jsonl")
     attempt = sum(isinstance(event, Started) for event in read_events(folder / "events.jsonl")[0]) + 1
-    process = psutil.Process()
-    log.append(Started(pid=process.pid, created=process.create_time(), attempt=attempt, versions=_versions()))
+    process, source = psutil.Process(), oom_source()
+    log.append(
+        Started(
+            pid=process.pid,
+            created=process.create_time(),
+            birth=birth(process),
+            oom_kills=oom_kills(source),
+            oom_source=source,
+            attempt=attempt,
+            versions=_versions(),
+        )
+    )
     reporter = WorkerReporter(folder, log)
     reserve: Path | None = None
     try:

@@ -11,11 +11,13 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from persona_lab.errors import BadInput
+from persona_lab.formats import upgraded, written
 from persona_lab.home import write_atomic
 
 log = logging.getLogger(__name__)
 
 MOST_BYTES = 16 * 2**20
+KINDS = {"SavedChat": "chat", "Vote": "vote", "Feedback": "feedback"}
 _ID = re.compile(r"[0-9a-z][0-9a-z_-]{0,63}")
 _Record = TypeVar("_Record", bound=BaseModel)
 
@@ -37,7 +39,7 @@ def write(folder: Path, record_id: str, record: BaseModel) -> None:
     Raises:
         BadInput: it is too large to be read again. DiskFull: nothing was changed.
     """
-    text = record.model_dump_json(exclude_defaults=True)
+    text = written(KINDS[type(record).__name__], record, exclude_defaults=True)
     if len(text.encode()) > MOST_BYTES:
         raise BadInput("This conversation is too long to be saved (over 16 MB).", "Begin a new one.")
     write_atomic(path_of(folder, record_id), text)
@@ -48,7 +50,7 @@ def read(path: Path, model: type[_Record]) -> _Record | None:
     try:
         if path.stat().st_size > MOST_BYTES:
             raise ValueError(f"it has {path.stat().st_size} bytes")
-        return model.model_validate_json(path.read_bytes())
+        return upgraded(KINDS[model.__name__], path.read_bytes(), model)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, ValidationError) as error:

@@ -16,11 +16,13 @@ from persona_lab.cli.bench import bench_strategies
 from persona_lab.cli.common import HomeOption, JsonOption, opened, show
 from persona_lab.cli.datasets import datasets_app
 from persona_lab.cli.judging import feedback_app, votes_app
+from persona_lab.cli.keeping import backup, restore
 from persona_lab.cli.library import models_app, variants_app
 from persona_lab.cli.personas import personas_app
 from persona_lab.cli.plugin_kit import new_plugin
 from persona_lab.cli.probes import probes_app
 from persona_lab.cli.serving import serve_api
+from persona_lab.cli.share import share_app
 from persona_lab.cli.studio import studio_app
 from persona_lab.cli.traits import traits_app
 from persona_lab.cli.work import commands, runs_app
@@ -46,14 +48,27 @@ def _root(
 
 
 @app.command()
-def doctor(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Versions, device, memory, disk, and whether the starter model is there."""
-    from persona_lab.cli.doctor import examine
+def doctor(
+    repair: Annotated[bool, typer.Option("--repair", help="Put aside what is damaged, put right what can be.")] = False,
+    checksums: Annotated[bool, typer.Option("--checksums", help="Compare weights with what training wrote.")] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Versions, device, memory, disk, the starter model, and what of the data folder is damaged or half-made."""
+    from persona_lab import checkup
+    from persona_lab.cli.doctor import examine, print_findings
     from persona_lab.cli.terminal import print_table
+    from persona_lab.home import Home
 
-    with opened(home, readonly=True) as engine:
-        report = examine(engine)
-    show(report, as_json, lambda: print_table(("", ""), _flat(report), "Nothing to say."))
+    place = Home.resolve(home)
+    findings = (checkup.repair if repair else checkup.examine)(place, checksums)
+    report = examine(place, findings)
+
+    def tell() -> None:
+        print_table(("", ""), _flat({key: value for key, value in report.items() if key != "findings"}), "")
+        print_findings(findings, repair)
+
+    show(report, as_json, tell)
 
 
 def _flat(report: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -81,17 +96,20 @@ def plugins(home: HomeOption = None, as_json: JsonOption = False) -> None:
 @app.command()
 def serve(
     home: HomeOption = None,
-    host: Annotated[str, typer.Option(help="Any other than loopback needs PERSONA_LAB_AUTH.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="With any other than loopback the page asks for a password.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Or the next free one.", min=0, max=65535)] = 7860,
-    share: Annotated[bool, typer.Option("--share", help="A public link; needs PERSONA_LAB_AUTH.")] = False,
+    share: Annotated[bool, typer.Option("--share", help="A public link; the page asks for a password.")] = False,
+    public_url: Annotated[str, typer.Option(help="Where a proxy or tunnel of your own shows the page.")] = "",
     no_browser: Annotated[bool, typer.Option("--no-browser")] = False,
 ) -> None:
     """Start the page, the same as python app.py."""
     from persona_lab.ui.app import serve as serve_page
 
-    serve_page(str(home) if home else None, host, port, share, not no_browser, "--debug" in sys.argv)
+    serve_page(str(home) if home else None, host, port, share, not no_browser, "--debug" in sys.argv, public_url)
 
 
+app.command()(backup)
+app.command()(restore)
 app.command("bench-strategies")(bench_strategies)
 app.command("serve-api")(serve_api)
 app.command("new-plugin")(new_plugin)
@@ -107,6 +125,7 @@ for _name, _group in (
     ("votes", votes_app),
     ("feedback", feedback_app),
     ("studio", studio_app),
+    ("share", share_app),
 ):
     app.add_typer(_group, name=_name)
 

@@ -6,12 +6,26 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from persona_lab.cli.common import BaseOption, HomeOption, JsonOption, PersonaOption, opened, show
+from persona_lab.cli.common import (
+    BaseOption,
+    HomeOption,
+    JsonOption,
+    PersonaOption,
+    SeedOption,
+    follow,
+    opened,
+    require_done,
+    show,
+)
 from persona_lab.errors import Cancelled
+
+if TYPE_CHECKING:
+    from persona_lab.engine import Engine
+    from persona_lab.types import DatasetSummary
 
 datasets_app = typer.Typer(no_args_is_help=True, help="What they learn from.")
 SPLITS = ("train", "validation", "test")
@@ -98,6 +112,10 @@ def datasets_import(
             "--map", help="Columns or speakers by role: user=question,assistant=answer; assistant=NICK,user=NICK or *."
         ),
     ] = "",
+    prompts_by: Annotated[
+        str,
+        typer.Option("--prompts-by", help="Documents: a base model (starter, ...) that then writes the prompts."),
+    ] = "",
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -105,9 +123,32 @@ def datasets_import(
     from persona_lab.settings import parse_assignments
 
     mapping = parse_assignments(part for part in map.split(",") if part.strip())
-    with opened(home) as engine, _Watcher() as watcher:
-        summary = engine.import_dataset(file, persona, format, mapping, watcher)
+    with opened(home) as engine:
+        with _Watcher() as watcher:
+            summary = engine.import_dataset(file, persona, format, mapping, watcher)
+        if prompts_by:
+            summary = _with_prompts(engine, summary.id, prompts_by, 0)
     _show_summary(summary, as_json)
+
+
+@datasets_app.command("write-prompts")
+def datasets_write_prompts(
+    dataset_id: str,
+    base: BaseOption = "starter",
+    seed: SeedOption = 0,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A base model writes the prompts of a document's passages, in place of templates; a new version."""
+    with opened(home) as engine:
+        summary = _with_prompts(engine, dataset_id, base, seed)
+    _show_summary(summary, as_json)
+
+
+def _with_prompts(engine: Engine, dataset_id: str, base: str, seed: int) -> DatasetSummary:
+    run = follow(engine, engine.write_prompts(dataset_id, base, seed))
+    require_done(run)
+    return next(summary for summary in engine.datasets() if summary.id == run.result["version"])
 
 
 @datasets_app.command("from-card")

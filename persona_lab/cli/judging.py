@@ -112,14 +112,12 @@ def _tell(result: dict[str, Any]) -> None:
 
 
 def _write(rows: list[dict[str, Any]], out: Path | None, as_json: bool) -> None:
-    from persona_lab.errors import BadInput
-    from persona_lab.home import write_atomic
+    from persona_lab.home import refuse_existing, write_atomic
 
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if out is None:
         show(rows, as_json, lambda: typer.echo(text, nl=False))
         return
-    if out.exists():
-        raise BadInput(f"{out} exists already and was left alone.", "Name another file with --out.")
+    refuse_existing(out)
     write_atomic(out, text)
     show({"file": str(out.resolve()), "pairs": len(rows)}, as_json, lambda: typer.echo(f"{len(rows)} pairs in {out}."))

@@ -49,6 +49,7 @@ def personas_show(
         document["lorebook"] = {
             "used": [entry.title for entry in lore.used],
             "left_out": [entry.title for entry in lore.left_out],
+            "inserted": [one.model_dump(mode="json") for one in lore.inserted],
             "problems": lore.problems,
         }
 
@@ -56,6 +57,8 @@ def personas_show(
         print(f"{persona.name} ({persona.id}), {len(persona.facts)} facts\n\n{prompt}")
         if lore is not None:
             print(f"\nLorebook entries woken: {', '.join(entry.title for entry in lore.used) or 'none'}")
+        for one in lore.inserted if lore else ():
+            print(f"Not in the prompt but {one.depth} messages before the end, as {one.role}: {one.content}")
         for problem in lore.problems if lore else ():
             print(f"warning: {problem}")
         if unknown:
@@ -125,14 +128,13 @@ def personas_dialogues(
     as_json: JsonOption = False,
 ) -> None:
     """The example dialogues of a card, as conversations."""
-    from persona_lab.home import write_atomic
+    from persona_lab.home import refuse_existing, write_atomic
     from persona_lab.personas.dialogues import as_rows, example_dialogues
 
     with opened(home, readonly=True) as engine:
         found = example_dialogues(engine.persona(persona_id))
     if out is not None:
-        if out.exists():
-            raise BadInput(f"{out} exists already and was left alone.", "Name another file with --out.")
+        refuse_existing(out)
         write_atomic(out, as_rows(found))
 
     def tell() -> None:

@@ -103,8 +103,9 @@ def studio_export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a batch's replies and ratings to a new file."""
-    if out.exists():
-        raise BadInput(f"{out} exists already and was left alone.", "Name another file with --out.")
+    from persona_lab.home import refuse_existing
+
+    refuse_existing(out)
     chosen = format or out.suffix.removeprefix(".").lower().replace("markdown", "md")
     with opened(home, readonly=True) as engine:
         path = engine.studio.export(batch, chosen, out.resolve())

@@ -157,7 +157,7 @@ def run_document(run: RunView) -> dict[str, Any]:
     head = {"run": run.id, "status": run.status, "variant": run.variant or None, "strategy": run.strategy}
     if run.status != "done":
         return head | {"base": run.base, "seed": run.seed, "cause": run.cause, "message": run.message, "fix": run.fix}
-    hidden = ("artifact", "system", "strategy")
+    hidden = ("artifact", "system", "strategy", "checksums")
     return head | {key: value for key, value in run.result.items() if key not in hidden}
 
 

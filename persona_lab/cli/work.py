@@ -164,10 +164,22 @@ def runs_stop(
 
 @runs_app.command("resume")
 def runs_resume(run_id: str, home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Go on with an interrupted, stopped or failed training from its last checkpoint."""
+    """Go on with an interrupted, stopped or failed run: a training from its last checkpoint, others anew."""
     with opened(home) as engine:
         engine.resume(run_id)
-        _finish_training(follow(engine, run_id), as_json)
+        run = follow(engine, run_id)
+        if run.kind == "train":
+            _finish_training(run, as_json)
+            return
+    show(run, as_json, lambda: print(f"{run.id} is {run.status}."))
+    require_done(run)
+
+
+@runs_app.command("retry")
+def runs_retry(run_id: str, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Start a training that memory was not enough for again, with the cheapest change that needs less."""
+    with opened(home) as engine:
+        _finish_training(follow(engine, engine.retry_smaller(run_id)), as_json)
 
 
 @runs_app.command("compare")

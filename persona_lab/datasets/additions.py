@@ -109,5 +109,6 @@ def extended(
             "created": now(),
             "warnings": (),
             "parent": summary.id,
+            "run": "",
         }
     )

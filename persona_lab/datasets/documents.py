@@ -106,7 +106,7 @@ def document_result(blocks: Sequence[Block], persona: Persona, source: str) -> R
 def text_blocks(text: str, markdown: bool = False) -> list[Block]:
     """Plain text or Markdown as headings and paragraphs: blank lines part them; wrapped lines are joined."""
     blocks: list[Block] = []
-    body = _without_licence(text)
+    body = without_licence(text)
     if markdown:
         body = _without_front_matter(body)
     wrapped = "\n\n" in body
@@ -125,7 +125,7 @@ def text_blocks(text: str, markdown: bool = False) -> list[Block]:
     return [block for block in blocks if block.text]
 
 
-def _without_licence(text: str) -> str:
+def without_licence(text: str) -> str:
     """A Project Gutenberg text without the licence around it."""
     edges = {match["edge"].upper(): match for match in _GUTENBERG.finditer(text)}
     start = edges["START"].end() if "START" in edges else 0

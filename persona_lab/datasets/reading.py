@@ -5,9 +5,10 @@ Readers come from plugins; this module only chooses between them, explains the c
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from persona_lab.api import DatasetReader, Detection, ReadResult
@@ -23,6 +24,7 @@ DATA_SUFFIXES = (
     *(".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt", ".md", ".markdown", ".log", ".fountain"),
     *(".epub", ".pdf", ".docx"),
 )
+_LIST_OF_TEXTS = re.compile(r'\s*\[\s*"')
 SURE = 0.55
 """A detection below this is worth a look at what else it may be."""
 _NOT_DATA = ("origin", "readme", "license", "licence", "notice", "changelog", "citation")
@@ -108,7 +110,7 @@ def look_at(path: Path, readers: Sequence[DatasetReader], persona: Persona | Non
         ranked = _ranked(path, asked)
         best = ranked[0] if ranked and ranked[0].score >= THRESHOLD else None
         chosen = format if format != "auto" else best.id if best else ""
-        roles = {role: tuple(names) for role, names in known[chosen].roles(path).items()} if chosen else {}
+        roles = _roles(known[chosen], path) if chosen else {}
     finally:
         forget_rows()
     why = "you chose it" if format != "auto" else best.why if best else "no reader knows it"
@@ -155,10 +157,7 @@ def _read_file(
     except PersonaLabError:
         raise
     except Exception as error:
-        raise BadInput(
-            f"The reader {reader.title!r} failed on {path}: {type(error).__name__}: {error}.",
-            "Choose another with --format, or report it to the reader's author.",
-        ) from error
+        raise _reader_failed(reader, path, error) from error
     return Reading(result, format, f"{reader.title}, because {why}")
 
 
@@ -166,13 +165,19 @@ def _best(path: Path, readers: Mapping[str, DatasetReader], mapping: Mapping[str
     ranked = _ranked(path, readers)
     best = ranked[0] if ranked else None
     columns = next((candidate.score for candidate in ranked if candidate.id == "columns"), 0.0)
-    if mapping and columns > 0 and best and not (readers[best.id].roles(path) and best.score > columns + 0.3):
+    if mapping and columns > 0 and best and not (best.score > columns + 0.3 and _has_roles(readers[best.id], path)):
         return "columns", "you named its columns"
     if best is None or best.score < THRESHOLD:
         if _is_card(path):
             raise BadInput(
                 f"{path} is a character card: who somebody is, not what they say.",
                 f"Import it as a character: persona-lab personas import {path.name}.",
+            )
+        if _LIST_OF_TEXTS.match(peek_text(path)):
+            raise BadInput(
+                f"{path} is a JSON list of texts: nobody asks and nobody answers in it.",
+                'If somebody said them, put each into a row: {"text": "..."}. A text that says who somebody is belongs '
+                "into a character's card.",
             )
         seen = next((candidate.why for candidate in ranked if candidate.why), "nothing that any reader knows")
         raise BadInput(
@@ -204,6 +209,35 @@ def _detect(reader: DatasetReader, path: Path) -> Detection:
         return Detection(score=0, why=f"{reader.title} failed to look at it: {type(error).__name__}: {error}")
 
 
+def _roles(reader: DatasetReader, path: Path) -> dict[str, tuple[str, ...]]:
+    """What a mapping may name.
+
+    Raises:
+        BadInput: the file cannot be read so, or the reader fails on it.
+    """
+    try:
+        return {role: tuple(names) for role, names in reader.roles(path).items()}
+    except PersonaLabError:
+        raise
+    except Exception as error:  # the plugin border
+        raise _reader_failed(reader, path, error) from error
+
+
+def _has_roles(reader: DatasetReader, path: Path) -> bool:
+    """Whether the reader has anything to choose; one that cannot say has not."""
+    try:
+        return bool(_roles(reader, path))
+    except BadInput:
+        return False
+
+
+def _reader_failed(reader: DatasetReader, path: Path, error: Exception) -> BadInput:
+    return BadInput(
+        f"The reader {reader.title!r} failed on {path}: {type(error).__name__}: {error}.",
+        "Choose another with --format, or report it to the reader's author.",
+    )
+
+
 def _read_folder(
     folder: Path, readers: Mapping[str, DatasetReader], persona: Persona, format: str, mapping: Mapping[str, str]
 ) -> Reading:
@@ -228,13 +262,16 @@ def _read_folder(
 def _read_mapped(
     file: Path, readers: Mapping[str, DatasetReader], persona: Persona, format: str, mapping: Mapping[str, str]
 ) -> Reading:
-    """One file of a folder: columns named for one file need not be in the others."""
+    """One file of a folder: columns named for one file need not be in the others, which is told."""
     try:
         return _read_file(file, readers, persona, format, mapping)
-    except BadInput:
+    except BadInput as error:
         if not mapping:
             raise
-        return _read_file(file, readers, persona, format, {})
+        found = _read_file(file, readers, persona, format, {})
+        named = ", ".join(f"{role}={name}" for role, name in mapping.items())
+        note = f"It was read without the mapping {named}, which does not fit it: {error.message}"
+        return replace(found, result=found.result.model_copy(update={"warnings": (*found.result.warnings, note)}))
 
 
 def _is_data(file: Path) -> bool:

@@ -177,6 +177,20 @@ class ChatRenderer:
     def _takes_greeting(self) -> bool:
         return self._accepts((("assistant", "Zq7"), ("user", "a"), ("assistant", "b")))
 
+    @cached_property
+    def takes_system_between(self) -> bool:
+        """Whether the template writes a system message between turns, and after the last one, where it stands."""
+        turns: Turns = (("system", "a"), ("user", "Zq5"), ("assistant", "Zq6"))
+        for more in ((("system", "Zq7"), ("user", "Zq8")), (("user", "Zq7"), ("system", "Zq8"))):
+            try:
+                text = self._text((*turns, *more), generation_prompt=True)
+            except jinja2.TemplateError:
+                return False
+            places = [text.find(word) for word in ("Zq5", "Zq6", "Zq7", "Zq8")]
+            if -1 in places or places != sorted(places):
+                return False
+        return True
+
     def _fitted(self, turns: Turns) -> Turns:
         """The turns as this template takes them: a refused (or ignored) system message goes into the first user turn,
         which is made where a refused greeting of the assistant comes first."""

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from persona_lab.datasets.toolkit import read_text
 from persona_lab.errors import BadInput
+from persona_lab.formats import upgrade, versioned
 from persona_lab.home import write_atomic
 from persona_lab.types import Conversation, Dataset
 
@@ -27,7 +28,7 @@ def save_dataset(path: Path, dataset: Dataset) -> None:
 
 
 def _lines(dataset: Dataset) -> Iterator[str]:
-    header = {"kind": "dataset", **{name: getattr(dataset, name) for name in _HEADER}}
+    header = {**versioned("dataset"), "kind": "dataset", **{name: getattr(dataset, name) for name in _HEADER}}
     counts = {"conversations": len(dataset.conversations), "others": len(dataset.others)}
     yield json.dumps(header | counts, ensure_ascii=False)
     for conversation in dataset.conversations:
@@ -52,7 +53,7 @@ def load_dataset(path: Path) -> Dataset:
             row = json.loads(line)
             kind = row.pop("kind")
             if kind == "dataset":
-                header = row
+                header = upgrade("dataset", row)
             elif kind == "conversation":
                 conversations.append(Conversation.model_validate(row))
             elif kind == "other":

@@ -8,9 +8,8 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import ValidationError
-
 from persona_lab.events import Done, Step, Validation, read_events
+from persona_lab.formats import upgraded
 from persona_lab.home import Home
 from persona_lab.types import Job, Variant
 
@@ -86,8 +85,8 @@ def job_of(variant: Variant, home: Home) -> Job | None:
     if not variant.run or not path.is_file():
         return None
     try:
-        return Job.model_validate_json(path.read_bytes())
-    except (ValidationError, OSError):
+        return upgraded("job", path.read_bytes(), Job)
+    except (ValueError, OSError):
         return None
 
 

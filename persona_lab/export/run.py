@@ -70,7 +70,9 @@ def run(job: Job, reporter: Reporter, plugins: Any) -> dict[str, Any]:
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         _require_room(out.parent, estimated)
-        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        for left in out.parent.glob(f".{out.name}.{job.id}.*"):  # of an attempt of this run that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.{job.id}."))
         try:
             exporter.export(variant, job.persona, base, folder, Context(reporter, settings, order))
             if order.check:

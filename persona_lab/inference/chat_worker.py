@@ -32,7 +32,7 @@ from persona_lab.inference.decoding import DecodingMemory, Generated, generate
 from persona_lab.inference.fast_linear import PackedWeights, Weights, worth_packing
 from persona_lab.inference.kv_cache import PrefixCache
 from persona_lab.inference.loading import VariantHost
-from persona_lab.inference.prompting import messages_for
+from persona_lab.inference.prompting import prompt_of
 from persona_lab.models import registry
 from persona_lab.models.machine import worker_machine
 from persona_lab.types import ChatChunk, ChatRequest, Stamp, Variant
@@ -182,7 +182,7 @@ class ChatWorker:
         should_stop: Callable[[], bool],
     ) -> None:
         variants = [request.variant for request in group]
-        prompts = [messages_for(request.variant, request.messages) for request in group]
+        prompts = [prompt_of(request, served.renderer.takes_system_between) for request in group]
         with _active(served.host, variants) as (model, adapters):
             # named while the weights are in use, so that a stamp cannot speak of others
             stamps = [served.host.stamp_name(variant) for variant in variants]

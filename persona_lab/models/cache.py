@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from persona_lab.errors import DiskFull
-from persona_lab.home import Home, disk_errors
+from persona_lab.home import Home, disk_errors, flush_folder, need_disk
 from persona_lab.models.weights import read_json, safetensors_files
 from persona_lab.types import BaseModelInfo, now
 
@@ -50,20 +50,6 @@ def cached(home: Home, key: str) -> BaseModelInfo | None:
 def disk_full(folder: Path) -> DiskFull:
     """The error for a disk that filled up while models were written."""
     return DiskFull(f"The disk that holds {folder} is full.", "Free some space or use another disk with --home DIR.")
-
-
-def need_disk(folder: Path, needed: int) -> None:
-    """Refuse to start what cannot end.
-
-    Raises:
-        DiskFull: fewer than `needed` bytes are free where `folder` is.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise DiskFull(
-            f"{needed / 1e6:.0f} MB are needed on the disk that holds {folder}, and {free / 1e6:.0f} MB are free.",
-            "Free some space or use another disk with --home DIR.",
-        )
 
 
 def build(
@@ -152,3 +138,4 @@ def _put_in_place(temporary: Path, target: Path) -> None:
             os.close(handle)
     temporary.chmod(0o755)
     os.rename(temporary, target)
+    flush_folder(target.parent)

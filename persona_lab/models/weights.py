@@ -47,6 +47,17 @@ def fingerprint(folder: Path) -> str:
     return _fingerprints[folder][1]
 
 
+def checksums(folder: Path) -> dict[str, str]:
+    """sha256, hex, of every file below a folder, by its path in it (with /)."""
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def copy_folder(source: Path, target: Path) -> None:
     """Copy a folder of weights; large files are linked where the disk allows it, since they are never changed in place.
 

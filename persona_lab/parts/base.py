@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from persona_lab.catalog import Catalog
@@ -58,6 +58,18 @@ class Part(ABC):
     def variant(self, variant_id: str) -> Variant: ...
     @abstractmethod
     def runs(self) -> list[RunView]: ...
+    @abstractmethod
+    def train(
+        self,
+        persona_id: str,
+        strategy: str,
+        base: str = "starter",
+        settings: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        name: str = "",
+        dataset_id: str | None = None,
+        force: bool = False,
+    ) -> str: ...
     @abstractmethod
     def run(self, run_id: str) -> RunView: ...
     @abstractmethod

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from persona_lab.comparing import compared
-from persona_lab.errors import PersonaLabError
+from persona_lab.errors import BadInput, PersonaLabError
 from persona_lab.headlines import VariantFacts, facts_of
-from persona_lab.jobs import ask_to_keep
+from persona_lab.jobs import ask_to_keep, cheaper_change, read_job
 from persona_lab.parts.base import Part
+from persona_lab.types import Change
 
 Found = TypeVar("Found")
 
@@ -37,6 +38,29 @@ class Queueing(Part):
             UnknownName. BadInput: it is not a training in progress.
         """
         ask_to_keep(self.run(run_id), self.home.run(run_id))
+
+    def smaller(self, run_id: str) -> Change | None:
+        """The cheapest change with which a training that memory was not enough for may fit; None: of any other run.
+
+        Raises:
+            UnknownName
+        """
+        run = self.run(run_id)
+        return cheaper_change(self.home.run(run_id)) if run.cause == "out_of_memory" and run.kind == "train" else None
+
+    def retry_smaller(self, run_id: str) -> str:
+        """Queue a training that memory was not enough for again, as a new run with that change; gives its id.
+
+        Raises:
+            UnknownName. BadInput: memory was not its trouble, or no change is known that would help.
+        """
+        change, job = self.smaller(run_id), read_job(self.home.run(run_id))
+        if change is None or job.persona is None:
+            raise BadInput(f"Nothing is known that would make run {run_id!r} need less memory.", "Start a new one.")
+        settings = {**(job.config if change.strategy == job.strategy else {}), **change.set}
+        return self.train(
+            job.persona.id, change.strategy, job.base, settings, seed=job.seed, name=job.name, dataset_id=job.dataset_id
+        )
 
     def compare_runs(self, a: str, b: str) -> dict[str, Any]:
         """Two runs side by side: see `comparing.compared`.

@@ -66,6 +66,33 @@ class Versions(Part):
         """
         return dataset_versions.from_card(self.catalog, self.persona(persona_id))
 
+    def write_prompts(self, dataset_id: str, base: str = "starter", seed: int = 0) -> str:
+        """Queue a run in which a base model writes prompts for a document's passages; gives the run's id.
+
+        When it is done there is a new version with them, in use from then on; `run(id).result["version"]` names it.
+
+        Raises:
+            UnknownName. BadInput: the version has no prompts that were made of templates.
+        """
+        from persona_lab.datasets.instructions import askable
+
+        dataset, info = self.dataset(dataset_id), self.base_model(base)
+        if not askable(dataset.conversations):
+            raise BadInput(
+                f"{dataset_id} has no prompts that were made of templates.",
+                "A model writes prompts for passages of documents (prose, books, articles): import one first.",
+            )
+        return self._submit(
+            "prompts",
+            f"{dataset.persona[:40]}-prompts",
+            name=f"Prompts for {dataset.name} by {info.name}",
+            persona=self.persona(dataset.persona),
+            dataset=str(self.catalog.dataset_path(dataset_id)),
+            dataset_id=dataset_id,
+            base=base,
+            seed=seed,
+        )
+
     def preview_row(self, dataset_id: str, row: int, base: str = "starter", max_tokens: int = 1024) -> RowPreview:
         """As `preview`, with the row cut as a training with `max_tokens` cuts it, and the numbers of tokens.
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from persona_lab.personas.lorebook_entries import MAX_CONTENT, MAX_ENTRIES, Book, Entry, book_of
 from persona_lab.personas.lorebook_keys import Patience, Search
+from persona_lab.types import Inserted
 
 __all__ = ["Book", "Count", "Entry", "Lore", "book_of", "constant_lore", "lore_for", "rough_tokens"]
 
@@ -25,10 +26,12 @@ Count = Callable[[str], int]
 
 @dataclass(frozen=True)
 class Lore:
-    """What goes into a prompt: texts before and after the description, and how that came about."""
+    """What goes into a prompt: texts before and after the description, and in the conversation; how that came about."""
 
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    inserted: tuple[Inserted, ...] = ()
+    """In the conversation, in order of insertion; never a constant entry, which training sees in the system prompt."""
     used: tuple[Entry, ...] = ()
     left_out: tuple[Entry, ...] = ()
     """Woken, but over the token budget."""
@@ -36,6 +39,7 @@ class Lore:
 
     @property
     def texts(self) -> tuple[str, ...]:
+        """Those of the system prompt."""
         return (*self.before, *self.after)
 
 
@@ -132,9 +136,12 @@ def _laid_out(book: Book, entries: Sequence[Entry], fill: Fill, count: Count) ->
             left_out.append(entry)
     used.sort(key=lambda e: (e.order, e.number))
     texts = {entry.number: fill(entry.content).strip() for entry in used}
+    inserted = [e for e in used if e.depth is not None and not e.constant]
+    system = [e for e in used if e not in inserted]
     return Lore(
-        before=tuple(texts[e.number] for e in used if e.before),
-        after=tuple(texts[e.number] for e in used if not e.before),
+        before=tuple(texts[e.number] for e in system if e.before),
+        after=tuple(texts[e.number] for e in system if not e.before),
+        inserted=tuple(Inserted(depth=e.depth or 0, role=e.role, content=texts[e.number]) for e in inserted),
         used=tuple(used),
         left_out=tuple(left_out),
     )

@@ -1,8 +1,8 @@
 """The lorebook of a card, read: entries ready to be matched, with their limits. lorebook.py matches them.
 
 Source: character card specifications V2 and V3 (`character_book`, decorators); what SillyTavern keeps in an entry's
-`extensions` (selectiveLogic, match_whole_words, scan_depth, exclude_recursion, prevent_recursion, probability) is used
-too.
+`extensions` (selectiveLogic, match_whole_words, scan_depth, exclude_recursion, prevent_recursion, probability, and
+position 4 with depth and role) is used too.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from persona_lab.personas.lorebook_keys import Patience, Search
+from persona_lab.types import Role
 
 DEFAULT_SCAN_DEPTH = 4
 MAX_SCAN_DEPTH = 100
@@ -26,6 +27,12 @@ _LARGEST = 1_000_000_000
 _DECORATOR = re.compile(r"@@(@?)([a-z_]{1,40})[ \t]*(.*)")
 Logic = Literal["any", "not_all", "not_any", "all"]
 _LOGIC: tuple[Logic, ...] = ("any", "not_all", "not_any", "all")
+ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+"""By their number in `extensions.role`."""
+AT_DEPTH = 4
+"""`extensions.position` of an entry that stands in the conversation."""
+DEFAULT_DEPTH = 4
+MAX_DEPTH = 10_000
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,10 @@ class Entry:
     order: float = 100
     priority: float = 0
     before: bool = False
+    depth: int | None = None
+    """Messages between it and the end of the conversation; None: it stands in the system prompt."""
+    role: Role = "system"
+    """Whose words it is, where it stands in the conversation."""
     case_sensitive: bool = False
     whole_words: bool = False
     regex: bool = False
@@ -125,6 +136,8 @@ def entry_of(row: Mapping[str, Any], number: int) -> Entry:
         order=_number(row.get("insertion_order"), 100),
         priority=_number(row.get("priority"), 0),
         before=row.get("position") == "before_char",
+        depth=depth_of(more),
+        role=role_of(more),
         case_sensitive=case is True,
         whole_words=more.get("match_whole_words") is True,
         regex=row.get("use_regex") is True,
@@ -134,6 +147,20 @@ def entry_of(row: Mapping[str, Any], number: int) -> Entry:
         probability=_number(more.get("probability"), 100) if more.get("useProbability") is not False else 100,
     )
     return _decorated(entry)
+
+
+def depth_of(more: Mapping[str, Any]) -> int | None:
+    """How deep in the conversation an entry with these `extensions` stands; None: not in it."""
+    position = more.get("position")
+    if type(position) is not int or position != AT_DEPTH:
+        return None
+    return _whole(more.get("depth"), DEFAULT_DEPTH, MAX_DEPTH)
+
+
+def role_of(more: Mapping[str, Any]) -> Role:
+    """Whose words an entry with these `extensions` is."""
+    number = more.get("role")
+    return ROLES[number] if type(number) is int and 0 <= number < len(ROLES) else "system"
 
 
 def _decorated(entry: Entry) -> Entry:
@@ -166,6 +193,10 @@ def _obeyed(entry: Entry, name: str, value: str) -> Entry | None:
         return replace(entry, excluded=entry.excluded + listed)
     if name == "position" and value in ("before_desc", "after_desc", "personality", "scenario"):
         return replace(entry, before=value == "before_desc")
+    if name == "role" and value in ROLES:
+        return replace(entry, role=next(role for role in ROLES if role == value))
+    if count is not None and name == "depth":
+        return replace(entry, depth=min(count, MAX_DEPTH))
     if count is not None and name == "scan_depth":
         return replace(entry, scan_depth=min(count, MAX_SCAN_DEPTH))
     if count is not None and name == "activate_only_after":

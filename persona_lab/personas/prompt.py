@@ -70,9 +70,10 @@ def with_lore(system: str, persona: Persona, lore: Lore, user: str = "User") -> 
 
     Where the variant was made with the card as it is now, lore stands where the card puts it; where the card was
     changed since, it follows the prompt that the variant knows. Where nothing was woken, the prompt stays as it is:
-    constant entries are in the one that the variant knows, if it was trained with them.
+    constant entries are in the one that the variant knows, if it was trained with them. `lore.inserted` is not put in:
+    it stands in the conversation.
     """
-    if all(entry.constant for entry in lore.used):
+    if all(entry.constant or entry.depth is not None for entry in lore.used):
         return system
     if system == system_prompt(persona, user):
         return system_prompt(persona, user, lore)

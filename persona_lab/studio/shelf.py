@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -12,6 +11,7 @@ from typing import Literal, TypeVar
 from pydantic import ValidationError
 
 from persona_lab.errors import BadInput, UnknownName
+from persona_lab.formats import upgraded, written
 from persona_lab.home import Home, write_atomic
 from persona_lab.studio.records import PLAIN, Prompt, Style
 from persona_lab.types import Frozen, slug
@@ -54,11 +54,10 @@ class Shelf:
             if self.path.stat().st_size > MOST_BYTES:
                 raise BadInput(f"The prompt library {self.path} is larger than 20 MB.", "Move it away to start anew.")
             try:
-                return Kept.model_validate_json(self.path.read_bytes())
-            except ValidationError as error:
-                first = error.errors()[0]
+                return upgraded("shelf", self.path.read_bytes(), Kept)
+            except ValueError as error:
                 raise BadInput(
-                    f"The prompt library {self.path} cannot be read: {first['msg']}.",
+                    f"The prompt library {self.path} cannot be read: {str(error).splitlines()[0]}.",
                     "Mend it, or move it away to start with the prompts that come with Persona Lab.",
                 ) from error
 
@@ -146,7 +145,7 @@ class Shelf:
         for kind, items in (("prompts", kept.prompts), ("styles", kept.styles)):
             if len(items) > MOST_KEPT:
                 raise BadInput(f"There is room for {MOST_KEPT} {kind}.", "Delete some first.")
-        write_atomic(self.path, json.dumps(kept.model_dump(mode="json"), ensure_ascii=False, indent=1))
+        write_atomic(self.path, written("shelf", kept, indent=1))
 
 
 def _missing(kept: Sequence[Item], first: Sequence[Item]) -> list[Item]:

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from persona_lab.errors import BadInput, UnknownName
+from persona_lab.formats import upgraded, written
 from persona_lab.home import Home, disk_errors, write_atomic
 from persona_lab.studio.records import MOST_ROWS, Batch, Rating, Row
 from persona_lab.types import Frozen, slug
@@ -69,7 +70,7 @@ class BatchStore:
                 except FileExistsError:
                     number += 1
             made = batch.model_copy(update={"id": batch_id})
-            write_atomic(self.root / batch_id / "batch.json", made.model_dump_json(indent=1))
+            write_atomic(self.root / batch_id / "batch.json", written("batch", made, indent=1))
             return made
 
     def batch(self, batch_id: str) -> Batch:
@@ -80,10 +81,10 @@ class BatchStore:
         """
         path = self.folder(batch_id) / "batch.json"
         try:
-            return Batch.model_validate_json(path.read_bytes())
-        except ValidationError as error:
+            return upgraded("batch", path.read_bytes(), Batch)
+        except ValueError as error:
             raise BadInput(
-                f"The batch file {path} cannot be read: {error.errors()[0]['msg']}.", "Delete the batch."
+                f"The batch file {path} cannot be read: {str(error).splitlines()[0]}.", "Delete the batch."
             ) from error
 
     def rows(self, batch_id: str) -> dict[str, Row]:

@@ -4,26 +4,34 @@
     checkpoints/<stage>/finished/      best.safetensors · state.json · valid.json
 
 A checkpoint is written into a temporary folder, flushed to disk and renamed; `valid.json` holds the sha256 of each
-file, so that a damaged one is passed over.
+file, so that a damaged one is passed over. An older one goes only when the new one is in place and another whole one
+stands behind it; a damaged one counts as none.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from persona_lab.home import disk_errors, write_atomic
+from persona_lab.home import disk_errors, flush_folder, need_disk, write_atomic
 
 KEPT = 2
+FORMAT = 1
+"""Of `state.json` and the tensors' names; a checkpoint of another one is passed over, never half understood."""
+RESERVE_BYTES = 16 * 2**20
+"""Stay free beside a checkpoint: for the log of the run and whatever else writes to this disk."""
 MARKER = "valid.json"
 FINISHED = "finished"
 
@@ -49,19 +57,43 @@ class CheckpointStore:
     def __init__(self, folder: Path, signature: Mapping[str, Any]) -> None:
         self.folder = folder
         self.signature = hashlib.sha256(json.dumps(signature, sort_keys=True).encode()).hexdigest()
+        self.passed_over: list[str] = []
+        """What `newest` and `finished` could not use, and why, in words for people."""
+        self._whole: set[Path] = set()
 
     def write(
         self, step: int, state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], best: Mapping[str, torch.Tensor]
     ) -> Path:
-        """Write the checkpoint after `step` steps and drop all but the newest two.
+        """Write the checkpoint after `step` steps and drop those that it makes needless.
 
         Raises:
             DiskFull: earlier checkpoints are untouched.
         """
+        self._need_room(tensors, best)
         target = self._write(f"step-{step:06d}", state, {"state": tensors, "best": best})
-        for old in self._steps()[:-KEPT]:
-            shutil.rmtree(old)
+        self._rotate(target)
         return target
+
+    def _need_room(self, *parts: Mapping[str, torch.Tensor]) -> None:
+        """Refuse a checkpoint of these tensors that the disk has no room for.
+
+        Raises:
+            DiskFull
+        """
+        needed = sum(tensor.nbytes for part in parts for tensor in part.values())
+        need_disk(self.folder, needed + RESERVE_BYTES)
+
+    def _rotate(self, newest: Path) -> None:
+        """Keep `newest` and the whole ones before it, as many as are wanted; the rest goes."""
+        kept = [newest]
+        others = [path for path in reversed(self._steps()) if path != newest]
+        # later steps than the one just written lie there only if they could not be gone on from
+        for path in (path for path in others if path.name < newest.name):
+            if len(kept) < KEPT and (path in self._whole or self._read(path) is not None):
+                kept.append(path)
+        for path in others:
+            if path not in kept:
+                shutil.rmtree(path)
 
     def finish(self, state: Mapping[str, Any], best: Mapping[str, torch.Tensor]) -> Path:
         """Keep the stage's outcome and drop its steps, which are of no more use."""
@@ -87,54 +119,67 @@ class CheckpointStore:
 
     def _write(self, name: str, state: Mapping[str, Any], files: Mapping[str, Mapping[str, torch.Tensor]]) -> Path:
         target, temporary = self.folder / name, self.folder / f".{name}.tmp"
-        with disk_errors(self.folder):
-            for leftover in (temporary, target):
-                if leftover.exists():
-                    shutil.rmtree(leftover)
+        with _disk_errors(self.folder):
+            if temporary.exists():
+                shutil.rmtree(temporary)
             temporary.mkdir(parents=True)
             try:
                 for file, tensors in files.items():
                     save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / f"{file}.safetensors")
+                flush_files(temporary)
                 write_atomic(temporary / "state.json", json.dumps(dict(state)))
                 sums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
-                write_atomic(temporary / MARKER, json.dumps({"signature": self.signature, "files": sums}))
+                marker = {"format": FORMAT, "signature": self.signature, "files": sums}
+                write_atomic(temporary / MARKER, json.dumps(marker))
+                if target.exists():  # one that could not be used, else training would not be here again
+                    shutil.rmtree(target)
                 os.replace(temporary, target)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
         flush_folder(self.folder)
+        self._whole.add(target)
         return target
 
     def _read(self, path: Path) -> Saved | None:
+        if not path.exists():
+            return None
         try:
             marker = json.loads((path / MARKER).read_text())
-            if marker["signature"] != self.signature:
+            if marker.get("format", 1) != FORMAT or marker["signature"] != self.signature:
+                self.passed_over.append(f"{path.name} belongs to other settings, data or another version")
                 return None
-            if any(_sha256(path / name) != expected for name, expected in marker["files"].items()):
+            changed = [name for name, expected in marker["files"].items() if _sha256(path / name) != expected]
+            if changed:
+                self.passed_over.append(f"{path.name} is damaged ({changed[0]} is not what was written)")
                 return None
             state = json.loads((path / "state.json").read_text())
-        except (OSError, ValueError, KeyError, TypeError):
-            return None  # half-written or damaged: an older one, or the beginning, will do
-        tensors = load_file(path / "state.safetensors") if "state.safetensors" in marker["files"] else {}
-        return Saved(path, state, tensors, load_file(path / "best.safetensors"))
+            tensors = load_file(path / "state.safetensors") if "state.safetensors" in marker["files"] else {}
+            best = load_file(path / "best.safetensors")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            # an older one, or the beginning, will do
+            self.passed_over.append(f"{path.name} is damaged ({type(error).__name__}: {str(error)[:100]})")
+            return None
+        self._whole.add(path)
+        return Saved(path, state, tensors, best)
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """`disk_errors`, and the same for safetensors, whose errors are not OSErrors."""
+    try:
+        with disk_errors(folder):
+            yield
+    except SafetensorError as error:
+        if not any(text in str(error) for text in ("os error 28", "No space left", "os error 112", "os error 122")):
+            raise
+        with disk_errors(folder):
+            raise OSError(errno.ENOSPC, "No space left on device") from error
 
 
 def _sha256(path: Path) -> str:
-    """The hash of a file, which is flushed to disk on the way."""
     with path.open("rb") as file:
-        os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def flush_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable, where the system can (Windows cannot open folders)."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def flush_files(folder: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy
 import torch
 
-from persona_lab.errors import BadInput, Diverged
+from persona_lab.errors import BadInput, DiskFull, Diverged
 from persona_lab.training import randomness
 from persona_lab.training.batches import batches_of_epoch, collate, shared_prefix
 from persona_lab.training.checkpoints import CheckpointStore
@@ -156,6 +156,8 @@ class Fit:
 
     def _begin(self) -> None:
         saved = self.store.newest()
+        for what in self.store.passed_over:
+            self.material.say(f"The checkpoint {what}, and was passed over.", "warning")
         if saved is not None:
             randomness.restore(saved.state.pop("random"), saved.tensors)
             self.progress = Progress(**saved.state)
@@ -340,7 +342,13 @@ class Fit:
         description, states = randomness.capture()
         state = {**vars(self.progress), "random": description}
         best = self.best or self.masters.copy_working()
-        folder = self.store.write(self.progress.step, state, {**self.masters.state(), **states}, best)
+        try:
+            folder = self.store.write(self.progress.step, state, {**self.masters.state(), **states}, best)
+        except DiskFull as error:
+            # hours of training are worth more than a checkpoint; the earlier ones are still there
+            self.material.say(f"No checkpoint after step {self.progress.step}: {error.message} {error.fix}", "warning")
+            self.saved_at = time.perf_counter()
+            return
         self.material.saved(self.progress.step, folder)
         self.saved_at = time.perf_counter()
         self.saving = self.saved_at - started

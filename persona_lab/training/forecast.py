@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
 from filelock import Timeout
 
-from persona_lab.errors import DiskFull, WorkFailed
-from persona_lab.home import Home
+from persona_lab.errors import DiskFull, PluginFailed, WorkFailed
+from persona_lab.home import Home, write_atomic
 from persona_lab.models.calibration import measured_for, remember_residual
 from persona_lab.processes import Company
-from persona_lab.training.remedies import estimate_of, refuse_misfit
+from persona_lab.training.remedies import CHEAPER, after_all, estimate_of, refuse_misfit, told
 from persona_lab.types import Artifact, Estimate, Residual, now
 
 WORTH_MEASURING = 300.0
@@ -87,6 +88,28 @@ class Forecast:
                 context.dataset,
                 context.machine,
             )
+
+    def keep_cheaper(self) -> None:
+        """Note what needs less memory now: a worker that is killed for want of it cannot say so any more."""
+        context = self.context
+        try:
+            changes = after_all(
+                context.plugins,
+                self.strategy,
+                self.settings,
+                context.persona,
+                context.base,
+                context.dataset,
+                context.machine,
+            )
+            document = {
+                "strategy": self.strategy.id,
+                "changes": [change.model_dump(mode="json") for change in changes],
+                "told": told(changes, self.strategy.id),
+            }
+            write_atomic(context.run_dir / CHEAPER, json.dumps(document))
+        except (PluginFailed, DiskFull, OSError) as error:
+            context.log(f"What would need less memory could not be noted: {error}", "warning")
 
     def document(self) -> dict[str, Any]:
         """What was expected, beside what came of it."""

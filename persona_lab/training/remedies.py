@@ -19,6 +19,8 @@ MEMORY_SHARE = 0.9
 """Of what is free may be used before the machine begins to swap."""
 MOST_CHANGES = 3
 SHORTEST, SMALLEST_RANK = 128, 4
+CHEAPER = "less_memory.json"
+"""In a run's folder: what `after_all` found before it trained, as {"strategy", "changes", "told"}."""
 Verdict = Literal["fits", "unsure", "too much"]
 # least harm first: slower but the same result; smaller steps; less of each conversation; less to learn with
 LOSSLESS = ("checkpointing", "low_memory")
@@ -164,6 +166,32 @@ def _halves(value: int, least: int) -> list[int]:
         value //= 2
         found.append(value)
     return found
+
+
+LESS = 0.8
+"""Of the memory of what was tried is what a change must need, to be worth trying after memory ran out."""
+
+
+def after_all(
+    plugins: Any,
+    part: Any,
+    config: Any,
+    persona: Persona,
+    base: BaseModelInfo,
+    dataset: Dataset | None,
+    machine: Machine,
+) -> tuple[Change, ...]:
+    """The cheapest changes for a run that memory was not enough for, whatever was predicted: those that need clearly
+    less than it, and no more than there is.
+
+    Raises:
+        PluginFailed
+    """
+    estimate = estimate_of(plugins, part, config, base, dataset, machine)
+    room = min(LESS * estimate.peak_memory_bytes / MEMORY_SHARE, memory_available(machine))
+    name = "accelerator_bytes" if machine.device == "cuda" else "memory_free_bytes"
+    smaller = machine.model_copy(update={name: int(room)})
+    return Remedies(plugins, persona, base, dataset, smaller).changes(part, config)
 
 
 # --- words ----------------------------------------------------------------------------------------

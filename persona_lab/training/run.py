@@ -18,7 +18,7 @@ from persona_lab.home import Home
 from persona_lab.models import kept, registry
 from persona_lab.models.counting import informed
 from persona_lab.models.machine import worker_machine
-from persona_lab.models.weights import fingerprint
+from persona_lab.models.weights import checksums, fingerprint
 from persona_lab.personas.prompt import system_prompt
 from persona_lab.settings import validate_settings
 from persona_lab.training import randomness
@@ -81,6 +81,7 @@ def run(job: Job, reporter: Any, plugins: Any) -> dict[str, Any]:
     forecast = Forecast(context, strategy, settings, home)
     forecast.measure_first()
     forecast.refuse_misfit(job.force)
+    forecast.keep_cheaper()
     # fetching a base and measuring steps are not part of what a training was predicted to take
     apart = (fetched - started) + forecast.seconds
     randomness.seed_all(job.seed)
@@ -173,6 +174,7 @@ def _result(job: Job, context: Context, artifact: Artifact, total_seconds: float
         "strategy": job.strategy,
         "seed": job.seed,
         "fingerprint": fingerprint(folder if folder and artifact.kind != "prompt" else Path(context.base.path)),
+        "checksums": checksums(folder) if folder else {},
         "system": context.system,
         "changed": changed(before, after, artifact),
     }

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from persona_lab.home import disk_errors
-from persona_lab.training.checkpoints import flush_files, flush_folder
+from persona_lab.home import disk_errors, flush_folder, write_atomic
+from persona_lab.training.checkpoints import flush_files
 from persona_lab.types import BaseModelInfo
 
 _NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json", ".md", ".h5", ".msgpack", ".onnx", ".py")
@@ -90,7 +90,7 @@ def _forget_machine(config: Path) -> None:
     """Take this machine's path out of a saved config."""
     content = json.loads(config.read_text())
     if content.pop("_name_or_path", None) is not None:
-        config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        write_atomic(config, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 @torch.no_grad()

@@ -31,16 +31,28 @@ from persona_lab.ui import (
     personas_tab,
     plugins_tab,
     settings_tab,
+    sharing_tab,
     studio_tab,
     train_tab,
 )
+from persona_lab.ui.door import Door
 from persona_lab.ui.follow import Follower
+from persona_lab.ui.gate import Gate, user_of
 from persona_lab.ui.html import size
-from persona_lab.ui.lean_status import LeanStatus
+from persona_lab.ui.mended_script import MendedScript
 from persona_lab.ui.notices import error_box
-from persona_lab.ui.page import QUIET, Page, choose, persona_choices
+from persona_lab.ui.page import QUIET, Page, persona_choices, remembered_choice
 from persona_lab.ui.run_panel import IDLE_SECONDS
-from persona_lab.ui.server import LOOPBACK, ClosedWindows, OriginGuard, credentials, free_port, refuse_vibe_mode
+from persona_lab.ui.server import (
+    LOOPBACK,
+    ClosedWindows,
+    OriginGuard,
+    credentials,
+    free_port,
+    needs_login,
+    origin_of,
+    refuse_vibe_mode,
+)
 from persona_lab.ui.theme import HEAD, build_theme, style_sheet
 
 # In the order of the page.
@@ -54,11 +66,18 @@ TABS = (
     studio_tab,
     export_tab,
     plugins_tab,
+    sharing_tab,
     settings_tab,
 )
 UPLOAD_LIMIT = "256mb"
 QUEUE_LIMIT = 64
 CACHE_SECONDS = 24 * 3600
+
+# A reload comes back to the tab that was open. Gradio selects the first tab while the page is built, too: that one does
+# not count, or a slow browser would forget the tab before it is asked for it.
+REMEMBER_TAB = "() => { if (window.personaLabOpen) localStorage.setItem('persona-lab.tab', %s); }"
+REMEMBERED_TAB = "() => localStorage.getItem('persona-lab.tab') || ''"
+TAB_IS_OPEN = "() => { window.personaLabOpen = true; }"
 
 
 class Lab(gr.Blocks):
@@ -74,8 +93,8 @@ class Lab(gr.Blocks):
             raise
 
 
-def build_page(engine: Engine) -> tuple[gr.Blocks, Page]:
-    """The whole page over an open engine."""
+def build_page(engine: Engine, door: Door | None = None) -> tuple[gr.Blocks, Page]:
+    """The whole page over an open engine; `door`: of the page that is served."""
     with Lab(title="Persona Lab", fill_width=True, delete_cache=(3600, CACHE_SECONDS)) as demo:
         with gr.Row(elem_classes=["pl-top"]):
             gr.HTML(_banner(engine), elem_classes=["pl-banner"])
@@ -84,19 +103,21 @@ def build_page(engine: Engine) -> tuple[gr.Blocks, Page]:
             )
         remembered = gr.BrowserState(None, storage_key="persona-lab.persona", secret="persona-lab")
         browser = gr.BrowserState(None, storage_key="persona-lab.browser", secret="persona-lab")
-        where = gr.BrowserState("", storage_key="persona-lab.tab", secret="persona-lab")
+        open_tab = gr.Textbox(visible=False)  # only carries what the browser remembers to the first answer
         wanted_run = gr.State("")
         timer = gr.Timer(IDLE_SECONDS)
         with gr.Tabs(elem_id="tabs") as tabs:
-            page = Page(engine, demo, persona, tabs, timer, Follower(engine.events), browser, wanted_run)
+            page = Page(engine, demo, persona, tabs, timer, Follower(engine.events), browser, wanted_run, door)
             for module in TABS:
                 module.build(page)
             _plugin_tabs(engine)
         for tab in tabs.children:
-            if isinstance(tab, gr.Tab):  # a reload comes back to the tab that was open
-                tab.select(None, None, where, js=f"() => {json.dumps(tab.id)}", api_visibility="private")
-        demo.load(lambda open_tab: gr.Tabs(selected=open_tab) if open_tab else gr.skip(), where, tabs, **QUIET)
-        demo.load(lambda known: choose(engine, known), remembered, persona, **QUIET)
+            if isinstance(tab, gr.Tab):
+                tab.select(None, None, None, js=REMEMBER_TAB % json.dumps(tab.id), api_visibility="private")
+        demo.load(
+            lambda tab: gr.Tabs(selected=tab) if tab else gr.skip(), open_tab, tabs, js=REMEMBERED_TAB, **QUIET
+        ).then(None, None, None, js=TAB_IS_OPEN)
+        demo.load(lambda known: remembered_choice(engine, known), remembered, persona, **QUIET)
         demo.load(lambda known: known or {"id": new_id(), "chats": {}}, browser, browser, **QUIET)
         persona.change(lambda chosen: chosen if chosen else gr.skip(), persona, remembered, **QUIET)
     return demo, page
@@ -132,41 +153,57 @@ def serve(
     share: bool = False,
     open_browser: bool = True,
     debug: bool = False,
+    public_url: str = "",
 ) -> None:
     """Open the home, serve the page until Ctrl-C or TERM, and close everything.
+
+    Args:
+        public_url: where a proxy or tunnel of the user's own shows the page.
 
     Raises:
         PersonaLabError: the page cannot be started like this.
     """
     refuse_vibe_mode()
-    auth = credentials(host, share)
+    account = credentials()
+    login = needs_login(host, share, public_url)
+    origins = (origin_of(public_url),) if public_url else ()
     chosen_port = free_port(host, port)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda _number, _frame: stop.set())
     with Engine.open(home, tabs=True) as engine:
-        demo, page = build_page(engine)
+        door = Door(engine, login, account, origins)
+        demo, page = build_page(engine, door)
         try:
-            url = _launch(demo, host, chosen_port, share, auth, debug)
+            url = _launch(demo, door, host, chosen_port, share, debug)
+            _tell(door, share)
             print(f"Persona Lab is ready at {url}", flush=True)
+            if login:
+                door.store.publish(door.address)
             if open_browser:
-                _open_browser(url)
+                # the owner's own browser need not ask for the password that stands in the terminal
+                _open_browser(f"{url}/login?ticket={door.signing.ticket()}" if login else url)
             while not stop.wait(0.5):
                 pass
         finally:
+            if login:
+                door.store.publish("")
             engine.stop_chat()
             demo.close(verbose=False)
             shutil.rmtree(page.downloads, ignore_errors=True)
 
 
-def _launch(demo: gr.Blocks, host: str, port: int, share: bool, auth: tuple[str, str] | None, debug: bool) -> str:
+def _launch(demo: gr.Blocks, door: Door, host: str, port: int, share: bool, debug: bool) -> str:
+    """Serve; gives the address on this machine. What others use is in `door.origins`."""
     demo.queue(max_size=QUEUE_LIMIT, default_concurrency_limit=4, api_open=False)
-    guard = Middleware(OriginGuard, loopback=host in LOOPBACK and not share)
+    guards = [Middleware(Gate, door=door), Middleware(ClosedWindows), Middleware(MendedScript)]
+    if not door.login:
+        guards.insert(0, Middleware(OriginGuard, loopback=host in LOOPBACK))
     _, local, shared = demo.launch(
         server_name=host,
         server_port=port,
         share=share,
-        auth=auth,
+        auth_dependency=user_of if door.login else None,
         theme=build_theme(),
         css_paths=style_sheet(),
         head=HEAD,
@@ -178,18 +215,35 @@ def _launch(demo: gr.Blocks, host: str, port: int, share: bool, auth: tuple[str,
         enable_monitoring=False,
         max_file_size=UPLOAD_LIMIT,
         footer_links=["settings"],
-        app_kwargs={
-            "openapi_url": None,
-            "docs_url": None,
-            "redoc_url": None,
-            "middleware": [guard, Middleware(ClosedWindows), Middleware(LeanStatus)],
-        },
+        app_kwargs={"openapi_url": None, "docs_url": None, "redoc_url": None, "middleware": guards},
     )
-    if share and not shared:
-        raise PersonaLabError(
-            "The share link could not be made.", "Gradio's tunnel needs the internet; try again or leave --share out."
+    door.local = local.rstrip("/")
+    door.started = True
+    if shared:
+        door.origins = (shared.rstrip("/").lower(), *door.origins)
+    return door.local
+
+
+def _tell(door: Door, share: bool) -> None:
+    """What somebody who shares the page has to know, on standard error."""
+    if not door.login:
+        return
+    said = []
+    if share and not door.origins:
+        said.append(
+            "The share link could not be made: gradio's tunnel needs a program that it fetches from the internet, and "
+            "that did not work. The page runs on this machine all the same. Other ways to let people in, each with its "
+            "command, are in docs/sharing.md: a reverse proxy, or an SSH tunnel, both with --public-url."
         )
-    return (shared or local).rstrip("/")
+    if door.origins:
+        said.append(f"Others reach it at {door.address}")
+    if door.account:
+        said.append(f"Log in as {door.user}, with the password in PERSONA_LAB_AUTH.")
+    elif password := door.store.first_password():
+        said.append(f"Your password is {password} and it is shown this once: keep it.")
+    else:
+        said.append("Log in with your password; `persona-lab share password` makes a new one.")
+    print("\n".join(said), file=sys.stderr, flush=True)
 
 
 def _open_browser(url: str) -> None:
@@ -202,10 +256,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="app.py", description="Start the Persona Lab page.")
     parser.add_argument("--home", help="where data lives (else PERSONA_LAB_HOME, else the user-data folder)")
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; others than loopback need a password"
+        "--host", default="127.0.0.1", help="address to listen on; with others than loopback it asks for a password"
     )
     parser.add_argument("--port", type=int, help="port; 0 for any free one (default: 7860 or the next free one)")
-    parser.add_argument("--share", action="store_true", help="make a public link; needs PERSONA_LAB_AUTH=user:password")
+    parser.add_argument("--share", action="store_true", help="make a public link; the page asks for a password then")
+    parser.add_argument("--public-url", default="", help="where a proxy or tunnel of your own shows the page")
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser.parse_args(argv)
@@ -215,7 +270,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`python app.py`: the exit code. Errors are one paragraph on standard error, unless --debug."""
     options = _arguments(argv)
     try:
-        serve(options.home, options.host, options.port, options.share, not options.no_browser, options.debug)
+        serve(
+            options.home, options.host, options.port, options.share, not options.no_browser, options.debug,
+            options.public_url,
+        )  # fmt: skip
     except PersonaLabError as error:
         if options.debug:
             traceback.print_exc()

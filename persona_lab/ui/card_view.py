@@ -7,8 +7,8 @@ from typing import Any
 
 from persona_lab.personas.dialogues import example_dialogues
 from persona_lab.personas.editing import entries_of
-from persona_lab.personas.lorebook import Entry, Lore
-from persona_lab.personas.lorebook_entries import entry_of
+from persona_lab.personas.lorebook import Lore
+from persona_lab.personas.lorebook_entries import AT_DEPTH, DEFAULT_DEPTH, ROLES, Entry, depth_of, entry_of, role_of
 from persona_lab.personas.macros import unknown_macros
 from persona_lab.personas.prompt import greetings, lore_of, substitute, system_prompt
 from persona_lab.types import Message, Persona
@@ -88,7 +88,7 @@ def _woken(persona: Persona, lore: Lore | None, count: Count) -> str:
     if lore is None:
         told = f"Entries in the lorebook: {len(entries)}. Write what is said to see which of them wake."
         return f'<p class="pl-soft">{told}</p>'
-    named = "".join(chip(f"{entry.title}: {count(entry.content)} tokens", "good") for entry in lore.used)
+    named = "".join(chip(f"{entry.title}: {count(entry.content)} tokens{_where(entry)}", "good") for entry in lore.used)
     over = "".join(chip(f"{entry.title}: over the budget", "warn") for entry in lore.left_out)
     problems = "".join(f"<li>{esc(problem)}</li>" for problem in lore.problems)
     return (
@@ -108,12 +108,25 @@ def _by_field(persona: Persona, count: Count) -> str:
 
 # --- the lorebook ---------------------------------------------------------------------------------
 
+IN_CHAT = "in_chat"
+"""The form's value for an entry that stands in the conversation."""
+_IN_SYSTEM = ("before_char", "after_char")
+"""By their number in `extensions.position`."""
 LOGIC = (
     ("any of them too", 0),
     ("all of them too", 3),
     ("none of them", 2),
     ("not all of them", 1),
 )
+
+
+def _where(entry: Entry) -> str:
+    """Where an entry stands that is not in the system prompt, for people."""
+    if entry.depth is None or entry.constant:
+        return ""
+    whose = {"system": "", "user": ", as the user", "assistant": ", as the character"}[entry.role]
+    back = "at the end of the conversation" if entry.depth == 0 else f"{plural(entry.depth, 'message')} back"
+    return f", {back}{whose}"
 
 
 def entries_table(persona: Persona, chosen: int | None) -> str:
@@ -128,6 +141,7 @@ def _entry_row(row: Mapping[str, Any], entry: Entry, chosen: bool) -> tuple[str,
     marks = [chip("always there", "busy")] if entry.constant else []
     marks += [] if entry.enabled else [chip("switched off")]
     marks += [chip("regular expressions")] if entry.regex else []
+    marks += [chip(_where(entry).removeprefix(", "))] if _where(entry) else []
     marks += [chip(f"@@{name} is ignored", "warn") for name in entry.ignored]
     return (
         f"{button}<br>{''.join(marks)}" if marks else button,
@@ -138,9 +152,12 @@ def _entry_row(row: Mapping[str, Any], entry: Entry, chosen: bool) -> tuple[str,
 
 
 def entry_values(row: Mapping[str, Any] | None) -> list[Any]:
-    """An entry as the form's values: title, keys, content, secondary, logic, ticks, order, priority, position."""
+    """An entry as the form's values: title, keys, content, secondary, logic, ticks, order, priority, position, depth,
+    role."""
     if row is None:
-        return ["", "", "", "", 0, ["enabled"], 100, 0, "after_char"]
+        return ["", "", "", "", 0, ["enabled"], 100, 0, "after_char", DEFAULT_DEPTH, "system"]
+    known = row.get("extensions") if isinstance(row.get("extensions"), dict) else {}
+    depth = depth_of(known or {})
     entry = entry_of(row, 0)
     logic = (row.get("extensions") or {}).get("selectiveLogic") if isinstance(row.get("extensions"), dict) else 0
     ticks = [
@@ -160,13 +177,14 @@ def entry_values(row: Mapping[str, Any] | None) -> list[Any]:
     return [
         title if isinstance(title, str) else "", "\n".join(_strings(row.get("keys"))), content, "\n".join(secondary),
         logic if logic in (0, 1, 2, 3) else 0, ticks, entry.order, entry.priority,
-        "before_char" if entry.before else "after_char",
+        _IN_SYSTEM[not entry.before] if depth is None else IN_CHAT,
+        DEFAULT_DEPTH if depth is None else depth, role_of(known or {}),
     ]  # fmt: skip
 
 
 def entry_fields(values: Sequence[Any], row: Mapping[str, Any] | None) -> dict[str, Any]:
     """What a form's values say, as fields of an entry; what the form shows no other way stays as `row` has it."""
-    title, keys, content, secondary, logic, ticks, order, priority, position = values
+    title, keys, content, secondary, logic, ticks, order, priority, position, depth, role = values
     before = row or {}
     second = _lines(secondary)
     fields: dict[str, Any] = {
@@ -176,7 +194,7 @@ def entry_fields(values: Sequence[Any], row: Mapping[str, Any] | None) -> dict[s
         "enabled": "enabled" in ticks,
         "constant": "constant" in ticks,
         "insertion_order": _plain(order),
-        "position": position,
+        "position": before.get("position", "after_char") if position == IN_CHAT else position,
         "selective": bool(second),
     }
     if second or not before.get("secondary_keys"):
@@ -192,6 +210,12 @@ def entry_fields(values: Sequence[Any], row: Mapping[str, Any] | None) -> dict[s
         more["match_whole_words"] = "whole_words" in ticks
     if logic or "selectiveLogic" in (known or {}):
         more["selectiveLogic"] = int(logic or 0)
+    if position == IN_CHAT:
+        number = ROLES.index(role) if role in ROLES else 0
+        more |= {"position": AT_DEPTH, "depth": int(depth or 0)}
+        more |= {"role": number} if number or "role" in (known or {}) else {}
+    elif (known or {}).get("position") in (*range(len(_IN_SYSTEM)), AT_DEPTH):
+        more["position"] = _IN_SYSTEM.index(position)
     return fields | ({"extensions": more} if more else {})
 
 

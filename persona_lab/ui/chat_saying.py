@@ -83,8 +83,10 @@ class Saying:
             if not any(redone):
                 raise BadInput("There is no reply to write anew.", "Say something first.")
 
+        seed: Any = values[0]
         for update in self._stream(ask, values, request):
-            yield [values[0], *update[1:]] if update else self._untouched
+            yield [seed, *update[1:]] if update else self._untouched
+            seed = gr.skip()  # told once: somebody may type the next one while the replies are written
 
     def say_more(self, request: gr.Request, *asked: Any) -> Iterator[list[Any]]:
         """Let the last replies go on where they end."""

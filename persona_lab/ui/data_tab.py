@@ -10,6 +10,7 @@ from persona_lab.errors import PersonaLabError
 from persona_lab.types import DatasetSummary
 from persona_lab.ui.conversations import masked, page_count, plain, rows, summary
 from persona_lab.ui.data_import import ImportPanel
+from persona_lab.ui.data_prompts import PromptsPanel
 from persona_lab.ui.data_quality import QualityPanel
 from persona_lab.ui.html import PICK_SCRIPT, empty
 from persona_lab.ui.notices import error_box, guarded, problem_box
@@ -26,8 +27,8 @@ def build(page: Page) -> None:
             "### What does the character learn from?\nConversations in its voice. Held-out ones are never trained on."
         )
         imported = ImportPanel(page)
-        browser = _Browser(page)
-        also = [imported.done.change, browser.quality.changed.change]
+        browser = _Browser(page, tab)
+        also = [imported.done.change, browser.quality.changed.change, browser.prompts.changed.change]
         page.refresh(tab, browser.open, browser.opened, also=also)
         browser.go.click(lambda: gr.Tabs(selected="train"), None, page.tabs, **QUIET)
 
@@ -35,7 +36,7 @@ def build(page: Page) -> None:
 class _Browser:
     """Versions of the dataset, its conversations a page at a time, and one of them as the model sees it."""
 
-    def __init__(self, page: Page) -> None:
+    def __init__(self, page: Page, tab: gr.Tab) -> None:
         self.page = page
         self.at = gr.State((0, 0))
         with gr.Column(visible=False) as self.body:
@@ -43,6 +44,7 @@ class _Browser:
             self.use = gr.Button("Learn from this version", visible=False, elem_id="use-version")
             self.summary = gr.HTML()
             self.quality = QualityPanel(page, self.version)
+            self.prompts = PromptsPanel(page, self.version, tab)
             self.table = gr.HTML(elem_id="conversations", js_on_load=PICK_SCRIPT)
             with gr.Row(elem_classes=["pl-pager"]):
                 back = gr.Button("← Back", size="sm", min_width=80)

@@ -15,7 +15,7 @@ from persona_lab.ui.notices import guarded
 from persona_lab.ui.page import QUIET, Page, choose
 from persona_lab.ui.runs import ACTIVE
 
-TABS_OF_RUNS = {"evaluate": "evaluate", "export": "export"}
+TABS_OF_RUNS = {"evaluate": "evaluate", "export": "export", "prompts": "data"}
 """Where a run of a kind is shown; others in Train."""
 KEPT = 8
 """States whose runs are kept: one for each character that somebody looks at."""

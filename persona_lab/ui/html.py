@@ -90,7 +90,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> s
 
 def avatar(path: str | None, name: str, pixels: int = 64) -> str:
     """A round picture, or the name's first letter where there is none."""
-    data = _thumbnail(path, _changed(path)) if path else ""
+    data = thumbnail(path)
     if data:
         return f'<img class="pl-avatar" src="{data}" alt="" width="{pixels}" height="{pixels}">'
     hue = sum(name.encode()) * 37 % 360
@@ -99,9 +99,14 @@ def avatar(path: str | None, name: str, pixels: int = 64) -> str:
     return f'<span class="pl-avatar pl-letter" aria-hidden="true" style="{style}">{letter}</span>'
 
 
+def thumbnail(path: str | None) -> str:
+    """A small picture as a data URL; empty if there is none."""
+    return _thumbnail(path, _changed(path)) if path else ""
+
+
 def thumbnail_file(path: str | None, folder: Path) -> str | None:
     """The same small picture as a file in `folder`, for components that take files only; None if there is none."""
-    data = _thumbnail(path, _changed(path)) if path else ""
+    data = thumbnail(path)
     if not data:
         return None
     content = base64.b64decode(data.partition(",")[2])

@@ -10,13 +10,15 @@ from persona_lab.errors import PersonaLabError
 from persona_lab.personas.editing import entries_of, with_book, with_entry, without_entry
 from persona_lab.personas.lorebook_entries import (
     DEFAULT_BUDGET,
+    DEFAULT_DEPTH,
     DEFAULT_SCAN_DEPTH,
     MAX_BUDGET,
+    MAX_DEPTH,
     MAX_SCAN_DEPTH,
     book_of,
 )
 from persona_lab.types import Persona
-from persona_lab.ui.card_view import LOGIC, entries_table, entry_fields, entry_values
+from persona_lab.ui.card_view import IN_CHAT, LOGIC, entries_table, entry_fields, entry_values
 from persona_lab.ui.html import PICK_SCRIPT, empty
 from persona_lab.ui.notices import error_box, guarded
 from persona_lab.ui.page import QUIET, Page
@@ -29,6 +31,7 @@ TICKS = [
     ("Whole words only", "whole_words"),
     ("Keys are regular expressions", "use_regex"),
 ]
+WHOSE = (("nobody (a system message)", "system"), ("the user", "user"), ("the character", "assistant"))
 NOTHING = "An entry is put into the prompt when one of its keys is said: people, places, what happened."
 TABLE_PIXELS = 360
 NEW, EDIT = "#### A new entry", "#### Change this entry"
@@ -69,8 +72,8 @@ class LorebookPanel:
         with gr.Row():
             title = gr.Textbox(label="Title", info="For you.", max_lines=1, elem_id="entry-title")
             position = gr.Radio(
-                [("after the description", "after_char"), ("before it", "before_char")], value="after_char",
-                label="Where it stands",
+                [("after the description", "after_char"), ("before it", "before_char"), ("in what is said", IN_CHAT)],
+                value="after_char", label="Where it stands",
             )  # fmt: skip
         with gr.Row():
             keys = gr.Textbox(label="Keys", info="One a line; any of them wakes it.", lines=2, elem_id="entry-keys")
@@ -80,8 +83,13 @@ class LorebookPanel:
             logic = gr.Dropdown(list(LOGIC), value=0, label="Of the further keys", min_width=140)
             order = gr.Number(100, label="Order", info="Smaller stands first.", min_width=100)
             priority = gr.Number(0, label="Priority", info="Higher stays if room is short.", min_width=100)
+            depth = gr.Number(
+                DEFAULT_DEPTH, label="Messages back", info="In what is said; 0: the end.", precision=0, minimum=0,
+                maximum=MAX_DEPTH, min_width=120,
+            )  # fmt: skip
+            role = gr.Dropdown(list(WHOSE), value="system", label="Said there by", min_width=120)
         ticks = gr.CheckboxGroup(TICKS, value=["enabled"], label="How it is used", elem_id="entry-ticks")
-        return [title, keys, content, secondary, logic, ticks, order, priority, position]
+        return [title, keys, content, secondary, logic, ticks, order, priority, position, depth, role]
 
     def attach(self) -> None:
         """Wire what can be done. The editor fills it."""
@@ -111,13 +119,13 @@ class LorebookPanel:
     def _none(self, chosen: str) -> list[Any]:
         return self._form(self.page.engine.persona(chosen), -1)
 
-    @guarded(13)
+    @guarded(15)
     def _pick(self, chosen: str, event: gr.EventData) -> list[Any]:
         return self._form(self.page.engine.persona(chosen), int(event.id))
 
     # --- what can be done ------------------------------------------------------------------------
 
-    @guarded(18)
+    @guarded(20)
     def _save(self, chosen: str, version: int, number: int, *values: Any) -> list[Any]:
         def change(persona: Persona) -> Persona:
             entries = entries_of(persona)
@@ -127,11 +135,11 @@ class LorebookPanel:
 
         return self._change(chosen, version, change, "Saved. It is used from the next message on.")
 
-    @guarded(18)
+    @guarded(20)
     def _delete(self, chosen: str, version: int, number: int) -> list[Any]:
         return self._change(chosen, version, lambda persona: without_entry(persona, number), "Deleted.")
 
-    @guarded(18)
+    @guarded(20)
     def _keep(self, chosen: str, version: int, depth: float, budget: float, recursive: bool) -> list[Any]:
         fields = {
             "scan_depth": int(depth or 0),
@@ -140,7 +148,7 @@ class LorebookPanel:
         }
         return self._change(chosen, version, lambda persona: with_book(persona, fields), "Saved.")
 
-    @guarded(19)
+    @guarded(21)
     def _file(self, path: str, chosen: str, version: int) -> list[Any]:
         try:
             found = self.page.engine.import_lorebook(path, chosen)

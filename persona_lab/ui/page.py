@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from persona_lab.engine import Engine
+from persona_lab.ui.door import Door
 from persona_lab.ui.follow import Follower
 from persona_lab.ui.notices import guarded
 
@@ -32,6 +33,8 @@ class Page:
     """{"id": who this browser is, "chats": the last conversation by persona}; outside of the tabs, which mount late."""
     wanted_run: gr.State
     """A gr.State: the id of the run that the Train tab is asked to show, by another tab."""
+    door: Door | None = None
+    """Who may come in; None where the page is built without being served."""
     downloads: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="persona-lab-")))
 
     def refresh(self, tab: gr.Tab, fill: Callable[..., Any], outputs: Sequence[Any], also: Sequence[Any] = ()) -> None:
@@ -59,6 +62,15 @@ def persona_choices(engine: Engine) -> list[tuple[str, str]]:
     people = engine.personas()
     names = [person.name for person in people]
     return [(f"{p.name} ({p.id})" if names.count(p.name) > 1 else p.name, p.id) for p in people]
+
+
+def remembered_choice(engine: Engine, persona_id: str | None) -> dict[str, Any]:
+    """The update at the page's load: fresh choices, and who was chosen last. Nothing is taken back where nobody was:
+    a visitor may have chosen before this answer comes."""
+    choices = persona_choices(engine)
+    if persona_id in {choice for _, choice in choices}:
+        return gr.update(choices=choices, value=persona_id)
+    return gr.update(choices=choices)
 
 
 def choose(engine: Engine, persona_id: str | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from persona_lab.ui.follow import RunPicture
 from persona_lab.ui.html import PICK_SCRIPT, empty
 from persona_lab.ui.notices import guarded
 from persona_lab.ui.page import QUIET, Page, choose
-from persona_lab.ui.runs import ACTIVE, history, log_text, newest_shown, samples, status_line
+from persona_lab.ui.runs import ACTIVE, change_text, history, log_text, newest_shown, samples, status_line
 
 # Each tick costs the browser a few hundredths of a second of processor time, which a training on the same machine
 # can use better.
@@ -54,6 +54,7 @@ class RunPanel:
             self.keep = gr.Button("Stop and keep", size="sm", visible=False, elem_id=f"{name}-keep")
             self.stop = gr.Button("Stop", variant="stop", size="sm", visible=False, elem_id=f"{name}-stop")
             self.resume = gr.Button("Resume", size="sm", visible=False, elem_id=f"{name}-resume")
+            self.smaller = gr.Button("Retry", variant="primary", size="sm", visible=False, elem_id=f"{name}-smaller")
             self.talk = gr.Button("Chat with it →", variant="primary", size="sm", visible=False, elem_id=f"{name}-talk")
             self.score = gr.Button("Evaluate it →", size="sm", visible=False, elem_id=f"{name}-score")
         self.drawn = gr.HTML(elem_id=f"{name}-drawn")
@@ -66,8 +67,8 @@ class RunPanel:
             self.history = gr.HTML(elem_id=f"{name}-runs", js_on_load=PICK_SCRIPT)
         self.shown = [self.run, self.seen]
         self._live = [
-            self.run, self.seen, self.status, self.keep, self.stop, self.resume, self.talk, self.score, self.drawn,
-            self.samples, self.log, self.history, page.timer,
+            self.run, self.seen, self.status, self.keep, self.stop, self.resume, self.smaller, self.talk, self.score,
+            self.drawn, self.samples, self.log, self.history, page.timer,
         ]  # fmt: skip
 
     def attach(self, tab: gr.Tab) -> None:
@@ -92,6 +93,7 @@ class RunPanel:
         wanted = self.page.wanted_run
         wanted.change(guarded(3)(self._wanted), wanted, [*self.shown, wanted], **QUIET)
         self.resume.click(self._resume, self.run, self.seen, **QUIET).then(poll, watched, self._live, **QUIET)
+        self.smaller.click(self._smaller, self.run, self.shown, **QUIET)
         self.history.select(self._pick, None, [self.run, self.seen], **QUIET)
 
     def _go(self, run_id: str, where: str) -> tuple[Any, Any]:
@@ -116,7 +118,8 @@ class RunPanel:
             return self._nothing(idle)
         run = engine.run(run_id)
         picture = self.page.follower.picture(run_id)
-        now = f"{run_id}/{run.status}/{picture.count}/{run.variant}/{run.phase}/{run.ending}"
+        made = run.variant or run.result.get("version", "")
+        now = f"{run_id}/{run.status}/{picture.count}/{made}/{run.phase}/{run.ending}"
         if now == seen:
             return self._still()
         active = run.status in ACTIVE
@@ -129,7 +132,7 @@ class RunPanel:
     def _nothing(self, idle: str) -> list[Any]:
         hint = "Progress and results appear here, and are still here after a reload."
         nothing = empty("Nothing is running", hint)
-        hidden = [gr.update(visible=False) for _ in range(5)]
+        hidden = [gr.update(visible=False) for _ in range(6)]
         return ["", idle, nothing, *hidden, "", "", "", history([], ""), gr.skip()]
 
     def _history(self, run_id: str, seen: str, status: str) -> Any:
@@ -144,13 +147,17 @@ class RunPanel:
         return [gr.skip() for _ in self._live]
 
     def _buttons(self, run: RunView, picture: RunPicture) -> list[Any]:
-        """Updates for stop and keep, stop, resume, chat and evaluate."""
+        """Updates for stop and keep, stop, resume, retry with less memory, chat and evaluate."""
         active, made = run.status in ACTIVE, self.trains and bool(run.variant)
         fitting = self.trains and run.status == "running" and bool(picture.train) and not run.ending
-        shown = [fitting, active, run.resumable and not active, made, made]
+        change = self.page.engine.smaller(run.id) if run.cause == "out_of_memory" else None
+        shown = [fitting, active, run.resumable and not active, change is not None, made, made]
         stop = "Remove from the queue" if run.status == "queued" else "Stop"
         updates = [gr.update(visible=one) for one in shown]
-        return [updates[0], gr.update(visible=active, value=stop), *updates[2:]]
+        updates[1] = gr.update(visible=active, value=stop)
+        if change is not None:
+            updates[3] = gr.update(visible=True, value=f"Retry with less memory ({change_text(change, run.strategy)})")
+        return updates
 
     @guarded(1)
     def _keep(self, run_id: str) -> Any:
@@ -168,6 +175,10 @@ class RunPanel:
     def _resume(self, run_id: str) -> Any:
         self.page.engine.resume(run_id)
         return ""
+
+    @guarded(2)
+    def _smaller(self, run_id: str) -> tuple[Any, Any]:
+        return self.page.engine.retry_smaller(run_id), ""
 
     @guarded(2)
     def _pick(self, event: gr.EventData) -> tuple[Any, Any]:

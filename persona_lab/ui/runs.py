@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from persona_lab.events import Sample
-from persona_lab.types import PlanRow, RunView
+from persona_lab.types import Change, PlanRow, RunView
 from persona_lab.ui.follow import RunPicture
 from persona_lab.ui.html import chip, duration, empty, esc, number, size, table, when
 from persona_lab.ui.notices import problem_box, title_of
@@ -23,6 +23,12 @@ TONES = {
 SHOWN_STEPS = 6
 SHOWN_LINES = 200
 SHOWN_RUNS = 20
+
+
+def change_text(change: Change, strategy: str) -> str:
+    """A change that needs less memory, in a few words for a button."""
+    sets = [f"{key.replace('_', ' ')} {value}" for key, value in change.set.items()]
+    return ", ".join([*([change.strategy] if change.strategy != strategy else []), *sets])
 
 
 def status_line(run: RunView, picture: RunPicture) -> str:
@@ -60,7 +66,7 @@ def _outcome(run: RunView, picture: RunPicture) -> str:
     if run.status in ("failed", "interrupted", "cancelled"):
         tone = "bad" if run.status == "failed" else "warn"
         title = title_of(run.cause or run.status)
-        hint = run.fix or ("Press Resume to go on from the last checkpoint." if run.resumable else "")
+        hint = run.fix or ("Press Resume to go on." if run.resumable else "")
         return problem_box(title, run.message or f"The run is {run.status}.", hint, tone)
     if run.status == "queued":
         return '<p class="pl-soft">Waiting for the run before it; it starts by itself.</p>'

@@ -9,11 +9,12 @@ import logging
 import os
 import socket
 from collections.abc import Mapping
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from persona_lab.errors import UserError
 
@@ -48,27 +49,29 @@ class OriginGuard:
 
 
 class ClosedWindows:
-    """Gradio 6.31 forgets the session of a window that was left, and where the window had two streams of it open, a
-    second time, which raises a KeyError. Nobody waits for that answer any more: it is no error of the page."""
+    """Gradio 6.31 forgets the session of a window that was left, and stumbles over that where the window had a second
+    stream of it open: it deletes it twice (a KeyError), or, having told the stream that its session is gone, raises the
+    404 of it into an answer that began long ago. Nobody waits for that answer any more: it is no error of the page."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        left = False
-
-        async def heard() -> Message:
-            nonlocal left
-            message = await receive()
-            left = left or message["type"] == "http.disconnect"
-            return message
-
         try:
-            await self._app(scope, heard, send)
-        except KeyError:
-            if not (left and scope["type"] == "http" and scope["path"].endswith("/queue/data")):
+            await self._app(scope, receive, send)
+        except (KeyError, RuntimeError) as error:
+            if not _of_a_closed_window(scope, error):
                 raise
             log.info("A window was closed while two of its streams were open.")
+
+
+def _of_a_closed_window(scope: Scope, error: KeyError | RuntimeError) -> bool:
+    if scope["type"] != "http" or not scope["path"].endswith("/queue/data"):
+        return False
+    if isinstance(error, KeyError):
+        session = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("session_hash", [])
+        return error.args[:1] == tuple(session)
+    return isinstance(error.__cause__, HTTPException) and error.__cause__.status_code == 404
 
 
 def allowed(headers: Mapping[str, str], method: str, loopback: bool) -> bool:
@@ -82,25 +85,43 @@ def allowed(headers: Mapping[str, str], method: str, loopback: bool) -> bool:
     return urlsplit(origin).netloc == host
 
 
-def credentials(host: str, share: bool, environment: Mapping[str, str] = os.environ) -> tuple[str, str] | None:
-    """User and password from PERSONA_LAB_AUTH; None where none is needed.
+def credentials(environment: Mapping[str, str] = os.environ) -> tuple[str, str] | None:
+    """User and password from PERSONA_LAB_AUTH; None where it is not set.
 
     Raises:
-        Refused: the page would be open to others without a password, or the variable is malformed.
+        Refused: the variable is malformed.
     """
     given = environment.get("PERSONA_LAB_AUTH", "")
     user, separator, password = given.partition(":")
     if given and not (user and separator and password):
         raise Refused("PERSONA_LAB_AUTH is not of the form user:password.", "Set it to a name, a colon and a password.")
-    if given:
-        return user, password
-    if share or host not in LOOPBACK:
-        what = "--share" if share else f"--host {host}"
+    return (user, password) if given else None
+
+
+def needs_login(host: str, share: bool, public_url: str = "", environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the page asks who is there: always, but for one that this machine alone can reach."""
+    return share or bool(public_url) or host not in LOOPBACK or bool(environment.get("PERSONA_LAB_AUTH"))
+
+
+def origin_of(address: str) -> str:
+    """The scheme and host of a public address, such as `https://lab.example.org`.
+
+    Raises:
+        Refused: it is none.
+    """
+    try:
+        parts = urlsplit(address.strip())
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.path in ("", "/")
+        valid = valid and not (parts.query or parts.fragment or parts.username or parts.password)
+        valid = valid and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
         raise Refused(
-            f"With {what} others can reach this page, and it has no password.",
-            "Set the environment variable PERSONA_LAB_AUTH=user:password first, or leave that option out.",
+            f"{address!r} is not the address of a page.",
+            "Give the scheme and the host only, such as --public-url https://lab.example.org.",
         )
-    return None
+    return f"{parts.scheme}://{parts.netloc.lower()}"
 
 
 def refuse_vibe_mode(environment: Mapping[str, str] = os.environ) -> None:

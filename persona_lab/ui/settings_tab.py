@@ -100,6 +100,13 @@ class _Space:
         self.table = gr.HTML(elem_id="settings-space")
         with gr.Row(equal_height=True):
             self.undo = gr.Button("Nothing to bring back", size="sm", interactive=False, elem_id="settings-undo")
+        with gr.Accordion("Back up", open=False):
+            self.weights = gr.Checkbox(
+                False, label="With the weights of variants", elem_id="settings-backup-weights",
+                info="Much larger; without them a variant can be trained again from its data and seed.",
+            )  # fmt: skip
+            back_up = gr.Button("Back up now", variant="primary", size="sm", elem_id="settings-backup")
+            self.backed_up = gr.HTML(elem_id="settings-backup-result")
         with gr.Accordion("Make room", open=False):
             self.kind = gr.Radio(
                 [(KINDS[kind][0], kind) for kind in CLEANED], value="cache", label="What can go",
@@ -109,6 +116,7 @@ class _Space:
             clean = gr.Button("Delete", variant="stop", size="sm", elem_id="settings-clean")
         self.opened = [self.table, self.undo]
         clean.click(guarded(3)(self._clean), [self.kind, self.sure], [*self.opened, self.sure], **QUIET)
+        back_up.click(self._back_up, self.weights, self.backed_up, **QUIET)
         self.undo.click(guarded(3)(self._undo), page.persona, [*self.opened, page.persona], **QUIET)
 
     def open(self, persona: str | None) -> list[Any]:
@@ -116,6 +124,18 @@ class _Space:
         last = self.page.engine.deleted_last()
         label = f"Bring back {last}" if last else "Nothing to bring back"
         return [space_table(self.page.engine.storage()), gr.update(value=label, interactive=bool(last))]
+
+    def _back_up(self, weights: bool) -> str:
+        try:
+            made = self.page.engine.back_up_here(weights)
+        except PersonaLabError as error:
+            return error_box(error)
+        held = f"{plural(made.personas, 'character')}, {plural(made.variants, 'variant')}, {plural(made.runs, 'run')}"
+        return (
+            f'<div class="pl-box pl-good"><strong>Backed up.</strong> {esc(held)}, {esc(size(made.bytes))}, in '
+            f"<code>{esc(made.file)}</code>. Copy it to another disk. To put it back, close the page and run "
+            f"<code>persona-lab restore FILE</code>: what it replaces is kept.</div>"
+        )
 
     def _clean(self, kind: str, sure: bool) -> list[Any]:
         if not sure:

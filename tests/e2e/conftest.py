@@ -83,7 +83,7 @@ class App:
 
 CUT_OFF = re.compile(r"AbortError: signal is aborted|Unexpected error Connection errored out")
 LEAVING_SECONDS = 5
-"""For so long after a reload began, the page that is left may say that its own requests were cut off."""
+"""For so long before and after a reload is heard of, the page left may say that its own requests were cut off."""
 
 
 @pytest.fixture
@@ -113,18 +113,19 @@ def chromium():  # type: ignore[no-untyped-def]
 def new_page(chromium) -> Iterator[Callable[[str], object]]:  # type: ignore[no-untyped-def]
     """Opens an address in a fresh session; at the end, nothing may have left this machine or logged an error."""
     outside: list[str] = []
-    errors: list[str] = []
+    said: list[tuple[float, str]] = []
+    left: list[float] = []
     contexts = []
 
-    left = [float("-inf")]
+    def leave(*_: object) -> None:
+        left.append(time.monotonic())
 
-    def heard(said: str) -> None:
-        if not (CUT_OFF.search(said) and time.monotonic() - left[0] < LEAVING_SECONDS):
-            errors.append(said)
+    def heard(text: str) -> None:
+        said.append((time.monotonic(), text))
 
     def check(request) -> None:  # type: ignore[no-untyped-def]
         if request.is_navigation_request():
-            left[0] = time.monotonic()
+            leave()
         address = urlsplit(request.url)
         if address.scheme not in ("data", "blob") and address.hostname != "127.0.0.1":
             outside.append(request.url)
@@ -135,13 +136,20 @@ def new_page(chromium) -> Iterator[Callable[[str], object]]:  # type: ignore[no-
         page = context.new_page()
         page.set_default_timeout(30_000)
         page.on("request", check)
-        page.on("console", lambda message: heard(message.text) if message.type == "error" else None)
+        page.on("load", leave)
+        page.on("console", lambda message: heard(f"{message.text} {message.location['url']}")
+                if message.type == "error" else None)  # fmt: skip
         page.on("pageerror", lambda error: heard(str(error)))
         page.goto(url)
         return page
 
     yield opened
+    leave()
     for context in contexts:
         context.close()
     assert not outside, f"requests left this machine: {outside}"
+    errors = [
+        text for at, text in said
+        if not (CUT_OFF.search(text) and any(abs(at - gone) < LEAVING_SECONDS for gone in left))
+    ]  # fmt: skip
     assert not errors, f"errors in the browser's console: {errors}"

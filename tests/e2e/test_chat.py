@@ -244,3 +244,40 @@ def test_two_browsers_share_the_work_and_not_their_words(served: App, new_page: 
     open_chat(back, choose=False)
     expect(back.locator("#chat-1").get_by_text("One more thing.")).to_be_visible()
     context.close()
+
+
+def test_one_browser_trains_while_another_chats(served: App, new_page: Opener) -> None:
+    trainer, talker = new_page(served.url), new_page(served.url)
+    trainer.locator('[data-id="train:magpie"]').first.click()
+    expect(trainer.locator("#plan .pl-plan")).to_be_visible()
+    for label, value in (("Epochs", "90"), ("Patience", "1000")):
+        if label == "Patience":
+            trainer.get_by_role("button", name="Advanced settings").locator("visible=true").click()
+        trainer.get_by_label(label).locator("visible=true").first.fill(value)
+        trainer.get_by_label(label).locator("visible=true").first.press("Tab")
+    trainer.get_by_role("button", name="Start training").click()
+    trainer.locator("#train-drawn .pl-chart[data-validation-points]").wait_for(timeout=SLOW)
+    run = trainer.locator("#train-status .pl-status").get_attribute("data-run")
+
+    open_chat(talker)
+    say(talker, "Nobody else hears this.")
+    assert "Nobody else hears this." not in trainer.content()
+    trainer.context.close()  # the window goes, the training does not
+
+    talker.get_by_role("tab", name="Train", exact=True).click()
+    going_on = talker.locator(f"#train-status .pl-status[data-run={run}][data-status=running]")
+    expect(going_on).to_be_visible()  # runs belong to the lab, and a window that comes later sees them
+    assert talker.get_by_label("Epochs").locator("visible=true").first.input_value() != "90"  # the form was theirs
+    talker.locator("#train-keep").click()
+    talker.locator("#train-status .pl-status[data-status=done]").wait_for(timeout=SLOW)
+    talker.get_by_role("tab", name="Chat", exact=True).click()
+    expect(talker.locator("#chat-1").get_by_text("Nobody else hears this.", exact=True)).to_be_visible()
+
+    back = new_page(served.url)
+    back.get_by_role("tab", name="Personas", exact=True).click()
+    back.locator(".pl-card[data-id=magpie]").click()
+    back.get_by_role("tab", name="Train", exact=True).click()
+    expect(back.locator("#train-runs")).to_contain_text("done")
+    back.get_by_role("tab", name="Chat", exact=True).click()
+    expect(back.get_by_label("Your message")).to_be_visible()
+    assert "Nobody else hears this." not in back.content()

@@ -74,3 +74,41 @@ def test_a_chat_log_is_imported_checked_mended_and_taken_back(
     page.locator("#undo-fix").click()
     expect(version).to_have_value(re.compile(r"Version 2.*\(in use\)"))
     expect(page.locator("#conversations")).to_contain_text("@example.org")
+
+
+MEMORIES = "\n\n".join(
+    f"{first} {' '.join(f'People ask me about the {thing} {when}, and I say that it was smaller.' for when in WHEN)}"
+    for WHEN in [("on Sundays", "in the winter", "after church", "when it rains", "at weddings", "in June")]
+    for thing, first in {
+        "lighthouse": "The lighthouse had a green railing, which my grandmother painted before it rained.",
+        "violin": "I learned the violin from a sailor who had only three strings and did not miss the fourth.",
+        "orchard": "There were eleven apple trees in the orchard, and each of them had a name and a grudge.",
+        "ferry": "The ferry left when the captain had finished his tea, and the timetable lived with it.",
+        "bakery": "At the bakery they sold the burnt loaves cheaper, and we thought that bread was black.",
+        "school": "Our school had one stove and two teachers, and whoever sat near the stove learned most.",
+    }.items()
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_model_writes_the_prompts_of_a_document(app: App, new_page: Callable[[str], Any], tmp_path: Path) -> None:
+    expect.set_options(timeout=PATIENCE)
+    file = tmp_path / "memories.txt"
+    file.write_text(MEMORIES)
+    page = new_page(app.start())
+    page.set_default_timeout(PATIENCE)
+    choose_persona(page, "magpie")
+    tab(page, "Data")
+    expect(page.locator("#conversations")).to_contain_text("row")
+    expect(page.locator("#prompts")).to_be_hidden()  # nothing here was made of a template
+    page.get_by_role("button", name="Add conversations from a file").click()
+    page.locator("[role=tabpanel]:visible input[type=file]").first.set_input_files(file)
+    expect(page.locator("#import-look")).to_contain_text("Prose or Markdown, because")
+    page.get_by_role("button", name="Add these conversations").click()
+    expect(page.locator("#import-result")).to_contain_text("Version 2 is ready")
+    page.get_by_role("button", name="Passages of a document: have a model write the prompts").click()
+    page.locator("#write-prompts").click()
+    expect(page.locator("#prompts-drawn")).to_contain_text("wrote", timeout=300_000)
+    expect(page.locator("#dataset-version input")).to_have_value(re.compile(r"Version 3.*from v2 \(in use\)"))
+    expect(page.locator("#conversations")).to_contain_text("instruction by a model")

@@ -150,12 +150,33 @@ def test_every_tab_fits_a_phone_and_every_control_has_a_name(app: App, new_page:
         assert wide <= 390, f"{name} is {wide} px wide on a phone of 390"
         assert page.evaluate(UNNAMED) == [], f"controls without a name in {name}"
     page.set_viewport_size({"width": 1280, "height": 900})
+    page.wait_for_function("localStorage.getItem('persona-lab.tab') === 'plugins'")
     page.reload()
     expect(page.get_by_role("tab", name="Plugins", exact=True)).to_have_attribute("aria-selected", "true")
     # by keyboard alone: back to Home, and on to the next stage
     page.get_by_role("tab", name="Home", exact=True).focus()
     page.keyboard.press("Enter")
-    button = page.locator("#home-path [aria-current=step] button")
+    step = page.locator("#home-path [aria-current=step]")
+    expect(step).to_contain_text("Train")  # the character is remembered, too
+    button = step.get_by_role("button")
     button.focus()
     page.keyboard.press("Enter")
     expect(page.get_by_role("button", name="Start training")).to_be_visible()
+
+
+def test_a_choice_made_while_the_page_loads_holds_and_the_page_comes_to_rest(app: App, new_page: Opener) -> None:
+    url = app.start()
+    for _ in range(3):
+        page = new_page(url)
+        asked: list[str] = []
+        page.on(
+            "request", lambda request, asked=asked: asked.append(request.url) if "/queue/join" in request.url else None
+        )
+        page.get_by_role("button", name="Look closer at Magpie").click()
+        expect(page.locator(".pl-details h2")).to_have_text("Magpie")
+        page.wait_for_timeout(4000)
+        asked.clear()
+        page.wait_for_timeout(5000)
+        assert len(asked) <= 20, f"{len(asked)} requests in 5 s of a page that nobody touches"
+        expect(page.locator(".pl-details h2")).to_have_text("Magpie")
+        page.context.close()

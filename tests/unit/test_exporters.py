@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,6 +132,59 @@ def test_merged_loads_in_plain_transformers_and_says_the_same(
     assert set(result["files"]) >= {"config.json", "model.safetensors", "card.json", "README.md", "SHA256SUMS"}
     assert (out / "system_prompt.txt").read_text(encoding="utf-8") == adapter.system
     check_sums(out)
+
+
+WITHOUT_US = """
+import json, sys
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0].startswith("persona_lab"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hidden())
+try:
+    import persona_lab
+except ModuleNotFoundError:
+    pass
+else:
+    raise SystemExit("it is not hidden")
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+turns = [{"role": "user", "content": sys.argv[2]}]
+ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+out = model.generate(**ids, max_new_tokens=24, do_sample=False, repetition_penalty=1.0, pad_token_id=0)
+assert not any(name.startswith("persona_lab") for name in sys.modules)
+print(json.dumps(out[0, ids["input_ids"].shape[1]:].tolist()))
+"""
+
+
+@pytest.mark.parametrize("kind", ["adapter", "weights"], ids=["lora", "hybrid"])
+def test_a_merged_folder_needs_no_persona_lab(
+    kind: str,
+    adapter: Variant,
+    tmp_path: Path,
+    home: Home,
+    persona_factory: Callable[..., Persona],
+    licensed: Path,
+    reporter: Any,
+) -> None:
+    """In a process of its own that cannot import the package, transformers says what the variant says."""
+    chosen = adapter
+    if kind == "weights":  # what hybrid and full leave: a whole folder
+        whole = Path(export(home, persona_factory(), adapter, "merged", tmp_path / "whole", reporter)["out"])
+        chosen = variant(licensed, "weights", whole, strategy="hybrid")
+    out = Path(export(home, persona_factory(), chosen, "merged", tmp_path / "out", reporter)["out"])
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", WITHOUT_US, str(out), PROMPT[0].content],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    machine = worker_machine(home.root).model_copy(update={"device": "cpu", "bf16": False})
+    tuned = load_variant(chosen, describe(str(licensed), home), machine)
+    assert json.loads(done.stdout.strip().splitlines()[-1]) == greedy(tuned, licensed)
 
 
 def test_weights_are_copied_as_they_are(

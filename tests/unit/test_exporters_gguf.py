@@ -17,13 +17,16 @@ from persona_lab.export.check import round_trip
 from persona_lab.export.gguf_file import refuse_architecture, write_gguf
 from persona_lab.export.gguf_tokenizer import pre_tokenizer_name, read_vocabulary
 from persona_lab.export.modelfile import go_template, parse_modelfile
+from persona_lab.export.run import run as run_export
 from persona_lab.export.toolkit import license_of, with_stated_license
 from persona_lab.home import Home
 from persona_lab.models.gguf import convert_gguf, read_gguf
 from persona_lab.models.machine import worker_machine
 from persona_lab.models.registry import describe
 from persona_lab.personas.cards import read_card
-from persona_lab.types import ExportOrder, Message, Metric, Persona, Variant
+from persona_lab.plugins import Plugins
+from persona_lab.testing import Watcher, Workshop
+from persona_lab.types import ExportOrder, Job, Message, Metric, Persona, Variant
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -180,6 +183,36 @@ def test_rounded_types_are_smaller_and_close(
     whole = (Path(chosen.base) / "model.safetensors").stat().st_size
     assert size < whole * (0.6 if kind == "Q8_0" else 0.5)
     assert result["estimated_bytes"] > size
+
+
+@pytest.mark.parametrize("strategy", ["lora", "qlora", "hybrid"])
+def test_what_each_strategy_really_leaves_loads_in_llama_cpp(strategy: str, tiny_model: Path, tmp_path: Path) -> None:
+    """Trained by the strategy itself. On the real starter: benchmarks/export_check.py."""
+    shop = Workshop(tmp_path / "shop", Plugins.load(tmp_path / "none"), tiny_model)
+    settings = {"lora_learning_rate": 5e-3, "learning_rate": 2e-3} if strategy == "hybrid" else {"learning_rate": 5e-3}
+    shop.train(strategy, run_id="trained", epochs=2, samples=0, **settings)
+    chosen = shop.variant("trained")
+    assert chosen.kind == ("weights" if strategy == "hybrid" else "adapter")
+    for kind, off in (("F16", 1e-3), ("Q8_0", 0.01)):
+        job = Job(
+            id=f"export-{kind}",
+            kind="export",
+            name="test",
+            home=str(shop.home.root),
+            created="",
+            persona=shop.persona,
+            dataset=str(shop.dataset()),
+            variants=(chosen,),
+            config={"type": kind},
+            format="gguf",
+            out=str(tmp_path / kind),
+            export=ExportOrder(license="mit"),
+        )
+        checked = run_export(job, Watcher(), shop.plugins)["check"]
+        assert "llama.cpp" in checked["loaded_with"]
+        assert checked["same_tokenization"] == checked["probes"] == 8
+        assert checked["mean_loglikelihood"]["relative_difference"] < off
+        assert kind != "F16" or checked["same_replies"] >= 5, json.dumps(checked["rows"], indent=1)
 
 
 def test_without_llama_cpp_transformers_reads_the_file_and_says_so(

@@ -70,13 +70,13 @@ def test_keys(entry: dict[str, Any], said: str, wakes: bool) -> None:
 def test_scan_depth_order_position_and_decorators() -> None:
     lore = book(
         {"keys": ["a"], "insertion_order": 5, "content": "five"},
-        {"keys": ["a"], "insertion_order": 1, "position": "before_char", "content": "@@depth 4\none"},
+        {"keys": ["a"], "insertion_order": 1, "position": "before_char", "content": "@@instruct_depth 4\none"},
         {"constant": True, "insertion_order": 3, "content": "three"},
         scan_depth=2,
     )
     found = lore_for(lore, ["x", "a", "y"])
     assert (found.before, found.after) == (("one",), ("three", "five"))
-    assert found.used[0].ignored == ("depth",)
+    assert found.used[0].ignored == ("instruct_depth",)
     assert lore_for(lore, ["a", "x", "y"]).texts == ("three",), "two messages are looked at"
     assert lore_for(book({"keys": ["a"], "extensions": {"scan_depth": 3}}, scan_depth=1), ["a", "x", "y"]).used
     after = book({"keys": ["a"], "content": "@@activate_only_after 2\nx"})
@@ -165,6 +165,31 @@ def test_training_sees_constant_entries_only(persona_factory: Make) -> None:
     spoken = system_prompt(both, lore=lore_of(both, asked("Your tug?"))).split("\n")
     assert spoken[1] == "It is 2251."
     assert spoken[-2:] == ["Tamsin Quill's tug is Tin Prayer.", "Be brief."]
+
+
+def deep(content: str, depth: int, role: int = 0, **more: Any) -> dict[str, Any]:
+    """As SillyTavern writes an entry at a depth."""
+    extensions = {"position": 4, "depth": depth, "role": role}
+    return {"keys": ["tug"], "content": content, "position": "after_char", "extensions": extensions, **more}
+
+
+def test_entries_at_a_depth_stand_in_the_conversation_not_in_the_prompt(persona_factory: Make) -> None:
+    rows = [
+        deep("one", 0, 2, insertion_order=2),
+        deep("two", 4, 1, insertion_order=1),
+        {"keys": ["tug"], "content": "@@depth 3\n@@role user\nthree", "insertion_order": 3},
+        deep("four", True, 9),  # type: ignore[arg-type]
+        deep("five", 2, constant=True),
+        deep("six", 2, extensions={"position": True, "depth": 2}),
+    ]
+    persona = persona_factory(character_book={"entries": rows})
+    lore = lore_of(persona, asked("Your tug?"))
+    assert [(one.depth, one.role, one.content) for one in lore.inserted] == [
+        (4, "user", "two"), (0, "assistant", "one"), (3, "user", "three"), (4, "system", "four"),
+    ]  # fmt: skip
+    system = system_prompt(persona)
+    assert "five" in system, "training sees constant entries in the system prompt, and so does a chat"
+    assert with_lore(system, persona, lore) == system_prompt(persona, lore=lore) == system + "\nsix"
 
 
 def test_a_variant_keeps_its_prompt_and_gains_what_is_spoken_of(persona_factory: Make) -> None:

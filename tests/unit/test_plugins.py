@@ -12,7 +12,7 @@ import pytest
 
 from persona_lab.errors import PluginFailed, UnknownName
 from persona_lab.home import Home
-from persona_lab.plugins import Plugins
+from persona_lab.plugins import OBSERVERS, Plugins
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "example_plugin"
 
@@ -158,7 +158,7 @@ def test_the_hooks_documented_are_the_hooks_there_are() -> None:
     from persona_lab.plugins import HOOKS
 
     specified = {name for name in vars(hookspecs) if name.startswith("persona_lab_")}
-    assert specified == {*HOOKS.values(), "persona_lab_run_event"}
+    assert specified == {*HOOKS.values(), *OBSERVERS}
     for name in specified:
         assert "Example:" in getattr(hookspecs, name).__doc__
 

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from persona_lab.cli import app
 from persona_lab.personas.editing import entries_of, with_entry
+from persona_lab.personas.lorebook_entries import book_of
 from persona_lab.types import Persona
-from persona_lab.ui.card_view import FIELDS, entries_table, entry_fields, entry_values, preview
+from persona_lab.ui.card_view import FIELDS, IN_CHAT, entries_table, entry_fields, entry_values, preview
 
 Make = Callable[..., Persona]
 
@@ -47,6 +48,9 @@ def test_the_preview_shows_prompt_tokens_and_what_wakes(persona_factory: Make) -
             "extensions": {"selectiveLogic": 3, "match_whole_words": True, "vendor": 1},
             "position": "before_char", "comment": "t",
         },
+        {"keys": ["a"], "content": "x", "extensions": {"position": 4, "depth": 2, "role": 1}, "position": "after_char"},
+        {"keys": ["a"], "content": "x", "extensions": {"position": 2}, "position": "before_char"},
+        {"keys": ["a"], "content": "x", "extensions": {"position": 0}, "position": "before_char"},
         {"keys": ["a"], "secondary_keys": ["kept"], "selective": False, "content": "@@activate\nx"},
     ],
 )  # fmt: skip
@@ -57,6 +61,26 @@ def test_an_entry_goes_through_the_form_unharmed(persona_factory: Make, row: dic
         assert after[key] == value, key
     (again,) = entries_of(with_entry(persona, 0, entry_fields(entry_values(after), after)))
     assert again == after
+
+
+def test_where_an_entry_stands_can_be_changed(persona_factory: Make) -> None:
+    row: dict[str, Any] = {"keys": ["a"], "content": "x", "extensions": {"vendor": 1}, "position": "before_char"}
+    persona = persona_factory(character_book={"entries": [row]})
+
+    def saved(persona: Persona, *where: Any) -> tuple[Persona, dict[str, Any]]:
+        (before,) = entries_of(persona)
+        made = with_entry(persona, 0, entry_fields([*entry_values(before)[:-3], *where], before))
+        return made, entries_of(made)[0]
+
+    persona, entry = saved(persona, IN_CHAT, 3, "assistant")
+    assert entry["extensions"] == {"vendor": 1, "position": 4, "depth": 3, "role": 2}
+    (read,) = book_of(persona.data).entries
+    assert (read.depth, read.role) == (3, "assistant")
+    assert "3 messages back, as the character" in entries_table(persona, None)
+    assert "3 messages back" in preview(persona, "a", lambda text: 1, "me", unsaved=False)
+    persona, entry = saved(persona, "after_char", 3, "assistant")
+    assert (entry["position"], entry["extensions"]["position"]) == ("after_char", 1)
+    assert book_of(persona.data).entries[0].depth is None
 
 
 def test_the_table_escapes_and_marks(persona_factory: Make) -> None:

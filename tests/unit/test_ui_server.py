@@ -6,28 +6,55 @@ import asyncio
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.exceptions import HTTPException
 
-from persona_lab.ui.server import ClosedWindows, Refused, allowed, credentials, free_port, refuse_vibe_mode
+from persona_lab.ui.server import (
+    ClosedWindows,
+    Refused,
+    allowed,
+    credentials,
+    free_port,
+    needs_login,
+    origin_of,
+    refuse_vibe_mode,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def test_no_password_is_needed_on_this_machine_only() -> None:
-    assert credentials("127.0.0.1", False, {}) is None
-    assert credentials("0.0.0.0", False, {"PERSONA_LAB_AUTH": "ann:s3:cret"}) == ("ann", "s3:cret")
-    for host, share in (("0.0.0.0", False), ("127.0.0.1", True), ("192.168.1.7", False)):
-        with pytest.raises(Refused, match="PERSONA_LAB_AUTH"):
-            credentials(host, share, {})
+    account = {"PERSONA_LAB_AUTH": "ann:s3:cret"}
+    assert credentials({}) is None
+    assert credentials(account) == ("ann", "s3:cret")
+    for host in ("127.0.0.1", "localhost", "::1"):
+        assert not needs_login(host, False, "", {})
+        assert needs_login(host, False, "", account)
+        assert needs_login(host, True, "", {})
+        assert needs_login(host, False, "https://lab.example.org", {})
+    for host in ("0.0.0.0", "192.168.1.7", "::"):
+        assert needs_login(host, False, "", {})
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["lab.example.org", "ftp://lab.example.org", "https://", "https://u:p@x.org", "https://x.org/a", "http://["],
+)
+def test_a_public_address_is_a_scheme_and_a_host(address: str) -> None:
+    with pytest.raises(Refused, match="--public-url"):
+        origin_of(address)
+    assert origin_of("https://Lab.Example.org/") == "https://lab.example.org"
+    assert origin_of("http://10.0.0.7:8080") == "http://10.0.0.7:8080"
 
 
 @pytest.mark.parametrize("value", ["ann", "ann:", ":secret"])
 def test_a_malformed_password_is_refused_even_locally(value: str) -> None:
     with pytest.raises(Refused, match="user:password"):
-        credentials("127.0.0.1", False, {"PERSONA_LAB_AUTH": value})
+        credentials({"PERSONA_LAB_AUTH": value})
 
 
 def test_vibe_mode_is_refused() -> None:
@@ -65,11 +92,11 @@ def test_a_taken_port_gives_the_next_free_one() -> None:
         free_port("127.0.0.1", 99999)
 
 
-def test_sharing_without_a_password_ends_with_one_paragraph_and_exit_code_2(tmp_path: Path) -> None:
-    command = [sys.executable, "app.py", "--home", str(tmp_path), "--share", "--no-browser"]
+def test_a_malformed_public_address_ends_with_one_paragraph_and_exit_code_2(tmp_path: Path) -> None:
+    command = [sys.executable, "app.py", "--home", str(tmp_path), "--public-url", "my lab", "--no-browser"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
-    assert "PERSONA_LAB_AUTH" in done.stderr
+    assert "--public-url" in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
@@ -87,22 +114,29 @@ def test_the_page_is_built_without_heavy_imports(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("path", "left", "silent"), [
-    ("/gradio_api/queue/data", True, True),
-    ("/gradio_api/queue/data", False, False),
-    ("/gradio_api/queue/join", True, False),
+def gone(status: int) -> RuntimeError:
+    error = RuntimeError("Caught handled exception, but response already started.")
+    error.__cause__ = HTTPException(status)
+    return error
+
+
+@pytest.mark.parametrize(("path", "raised", "silent"), [
+    ("/gradio_api/queue/data", KeyError("abc"), True),
+    ("/gradio_api/queue/data", KeyError("another"), False),
+    ("/gradio_api/queue/data", gone(404), True),
+    ("/gradio_api/queue/data", gone(500), False),
+    ("/gradio_api/queue/data", RuntimeError("another"), False),
+    ("/gradio_api/queue/join", KeyError("abc"), False),
 ])  # fmt: skip
-def test_only_what_a_closed_window_left_behind_is_passed_over(path: str, left: bool, silent: bool) -> None:
+def test_only_what_a_closed_window_left_behind_is_passed_over(path: str, raised: Exception, silent: bool) -> None:
     async def forgetful(scope: Any, receive: Any, send: Any) -> None:
-        await receive()
-        raise KeyError("session")
+        raise raised
 
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.disconnect" if left else "http.request"}
-
-    answer = ClosedWindows(forgetful)({"type": "http", "path": path}, receive, None)  # type: ignore[arg-type]
-    if silent:
-        asyncio.run(answer)
-    else:
-        with pytest.raises(KeyError):
-            asyncio.run(answer)
+    scope = {"type": "http", "path": path, "query_string": b"session_hash=abc"}
+    answer = ClosedWindows(forgetful)(scope, None, None)  # type: ignore[arg-type]
+    with ThreadPoolExecutor(1) as apart:  # the browser's driver leaves a running loop in the thread of the tests
+        if silent:
+            apart.submit(asyncio.run, answer).result()
+        else:
+            with pytest.raises(type(raised)):
+                apart.submit(asyncio.run, answer).result()

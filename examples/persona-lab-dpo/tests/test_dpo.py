@@ -37,6 +37,9 @@ def test_held_out_votes_gain(workshop: Workshop, votes: Path) -> None:
     details = result["artifact"]["details"]
     assert details["held_out_pairs"] == 8
     assert details["margin_after"] > details["margin_before"] + 1
+    gain = details["margin_gain"]
+    assert gain["value"] == pytest.approx(details["margin_after"] - details["margin_before"])
+    assert 0 < gain["low"] < gain["value"] < gain["high"]
     assert details["preferred_after"] >= details["preferred_before"]
     assert [step for step, stage in watcher.steps if stage == "dpo"][-1] == 16
     folder = Path(result["artifact"]["path"])

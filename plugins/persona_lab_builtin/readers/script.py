@@ -27,7 +27,6 @@ _SCENE = re.compile(
     r"[*=#~-]{3,}\s*|(?:\* ){2,}\*?\s*|#{1,6} .{0,80})$",
     re.IGNORECASE,
 )
-_LICENCE = re.compile(r"^\*\*\*\s?(START|END) OF (?:THE|THIS) PROJECT GUTENBERG.*$", re.MULTILINE | re.IGNORECASE)
 _MOST_WORDS_IN_A_NAME = 4
 _LONGEST_LINE = 20_000
 
@@ -48,17 +47,12 @@ def _pattern(lines: Sequence[str]) -> tuple[re.Pattern[str] | None, int]:
     return (best, hits[best]) if hits[best] else (None, 0)
 
 
-def _body(text: str) -> str:
-    """A Project Gutenberg text without the licence around it."""
-    edges = {match[1].upper(): match for match in _LICENCE.finditer(text)}
-    start = edges["START"].end() if "START" in edges else 0
-    return text[start : edges["END"].start() if "END" in edges and edges["END"].start() > start else len(text)]
-
-
 def _scenes(text: str, pattern: re.Pattern[str]) -> list[Scene]:
     """Speeches in order, cut where the script marks a new act, scene or section."""
+    from persona_lab.api import without_licence
+
     scenes: list[list[tuple[str, list[str]]]] = [[]]
-    for line in _body(text).split("\n"):
+    for line in without_licence(text).split("\n"):
         if _SCENE.match(line[:_LONGEST_LINE]):
             scenes.append([])
         elif (speech := _speech(line, pattern)) is not None:
@@ -83,12 +77,12 @@ class ScriptReader(DatasetReader):
     rank = 50
 
     def detect(self, path: Path) -> Detection:
-        from persona_lab.api import peek_text
+        from persona_lab.api import peek_text, without_licence
 
         text = peek_text(path)
         if text.lstrip().startswith(("{", '["', "[{")) or path.suffix.lower() in (".csv", ".tsv"):
             return Detection(score=0)
-        lines = [line for line in _body(text).split("\n") if line.strip()][:400]
+        lines = [line for line in without_licence(text).split("\n") if line.strip()][:400]
         pattern, hits = _pattern(lines)
         if pattern is None:
             return Detection(score=0, why="it is plain text without `Name: ...` lines")

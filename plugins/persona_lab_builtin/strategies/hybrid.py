@@ -155,8 +155,12 @@ class HybridStrategy(Strategy):
         from persona_lab.api import ablation, adapted_layers, write_atomic
 
         kept = ctx.run_dir / "checkpoints" / MAP_FILE
-        if kept.exists():
-            return [(int(layer), float(rise)) for layer, rise in json.loads(kept.read_text())]
+        try:
+            return [(int(layer), float(rise)) for layer, rise in json.loads(kept.read_bytes())]
+        except FileNotFoundError:
+            pass
+        except (ValueError, TypeError):
+            ctx.log("The map of the layers is damaged and is drawn again.", "warning")
         ctx.phase("Finding where the character sits", len(adapted_layers(model)))
         rises = ablation(model, lambda m: ctx.validation_loss(m, limit=config.map_conversations), ctx.step)
         write_atomic(kept, json.dumps(rises))

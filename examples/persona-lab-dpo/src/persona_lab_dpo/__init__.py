@@ -116,8 +116,8 @@ class DPO(Strategy):
         ctx.phase("Learning what people preferred", None)
         steps, loss, seconds = optimise(model, ctx, learnt, settings)
         after = margins(model, ctx, held_out)
-        moved = math.fsum(b - a for a, b in zip(before, after, strict=True)) / len(before)
-        ctx.log(f"On {len(held_out)} held-out pairs the preferred reply gained {moved:.3f} nats on the other.")
+        gain = gained(before, after, held_out)
+        ctx.log(f"On {len(held_out)} held-out pairs the preferred reply gained {gain['value']:.3f} nats on the other.")
         fit = FitResult(
             steps=steps,
             examples=len(learnt),
@@ -135,6 +135,7 @@ class DPO(Strategy):
             held_out_pairs=len(held_out),
             margin_before=math.fsum(before) / len(before),
             margin_after=math.fsum(after) / len(after),
+            margin_gain=gain,
             preferred_before=sum(value > 0 for value in before) / len(before),
             preferred_after=sum(value > 0 for value in after) / len(after),
         )
@@ -201,6 +202,14 @@ def margins(model: Any, ctx: TrainContext, pairs: Sequence[Pair]) -> list[float]
     items = [(_asked(pair, ctx), reply) for pair in pairs for reply in pair[1:]]
     scores = [score.total for score in ctx.loglikelihood(model, items)]
     return [a - b for a, b in zip(scores[::2], scores[1::2], strict=True)]
+
+
+def gained(before: Sequence[float], after: Sequence[float], pairs: Sequence[Pair]) -> dict[str, float | None]:
+    """What the margin gained on average, in nats, with its 95% interval (bootstrap over prompts)."""
+    from persona_lab.api import cluster_bootstrap
+
+    found = cluster_bootstrap([b - a for a, b in zip(before, after, strict=True)], [_key(pair) for pair in pairs])
+    return {"value": found.value, "low": found.low, "high": found.high}
 
 
 def optimise(model: Any, ctx: TrainContext, pairs: Sequence[Pair], settings: Any) -> tuple[int, float, float]:
