@@ -147,6 +147,7 @@ _TOOLKIT = {
     "hub_name": "persona_lab.export.toolkit",
     "license_of": "persona_lab.export.toolkit",
     "merged_warning": "persona_lab.export.toolkit",
+    "pull_problems": "persona_lab.export.pulls",
     "write_whole_model": "persona_lab.export.merging",
     "whole_model_bytes": "persona_lab.export.merging",
     "write_gguf": "persona_lab.export.gguf_file",

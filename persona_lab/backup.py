@@ -37,7 +37,7 @@ from persona_lab.types import Frozen, now
 
 FORMAT, VERSION = "persona-lab-backup", 1
 MANIFEST, LIBRARY, SETTINGS = "backup.json", "library.json", "settings.json"
-FOLDERS = ("personas", "votes", "chats", "feedback", "studio", "runs", "variants", "reports", "models")
+FOLDERS = ("personas", "votes", "chats", "feedback", "studio", "traits", "runs", "variants", "reports", "models")
 LEFT_OUT = ("checkpoints", "artifact")
 """Of a run: large, and of no use once it is finished."""
 REPLACED = "replaced"

@@ -577,7 +577,9 @@ class Catalog:
                 "bytes": folder_bytes(folder),
             }
         )
-        write_atomic(folder / "variant.json", made.model_dump_json(indent=1))
+        if pulled.path:
+            write_atomic(folder / SUMS, json.dumps(checksums(folder / "weights"), indent=1))
+        write_atomic(folder / "variant.json", written("variant", made, indent=1))
         self._index_variant(made)
         return made
 
@@ -697,7 +699,11 @@ def read_variant(folder: Path) -> Variant:
         OSError, ValueError: it is missing, damaged or of a newer version.
     """
     variant = upgraded("variant", (folder / "variant.json").read_bytes(), Variant)
-    return variant.model_copy(update={"path": str(folder / "weights")}) if variant.path else variant
+    found = {"path": str(folder / "weights")} if variant.path else {}
+    if variant.steering:  # beside the weights where it was saved from another variant, among what a strategy made else
+        beside = folder / "steering"
+        found["steering"] = str(beside if beside.is_dir() else folder / "weights" / "steering")
+    return variant.model_copy(update=found) if found else variant
 
 
 def _metrics(path: Path) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def round_trip(
     # merged on the unquantised base, it is that which the file must be like
     reference = variant.model_copy(update={"quantization": None}) if merged else variant
     ctx.phase("Asking the variant", None)
-    wanted, expected, _ = _ask_transformers(_variant_model(reference, base, exact), renderer, probes)
+    wanted, expected, _ = _ask_transformers(_variant_model(reference, base, exact), renderer, probes, _pull(variant))
     ctx.phase("Asking what was exported", None)
     agreed: int | None = None
     if kind == "gguf" and llama_cpp.available():
@@ -164,18 +164,35 @@ def _exported_model(kind: str, path: Path, variant: Variant, base: BaseModelInfo
     return model.to(machine.device).eval()
 
 
+def _pull(variant: Variant) -> Any:
+    """What the variant's trait sliders add; what was exported has it in its weights."""
+    import torch
+
+    from persona_lab.export.pulls import own_pull
+    from persona_lab.inference.steering import Shift
+
+    vectors = own_pull(variant)
+    return Shift({layer: torch.from_numpy(vector) for layer, vector in vectors.items()}) if vectors else None
+
+
 def _ask_transformers(
-    model: Any, renderer: ChatRenderer, probes: Sequence[_Probe]
+    model: Any, renderer: ChatRenderer, probes: Sequence[_Probe], pull: Any = None
 ) -> tuple[list[str], list[float], str]:
-    """(greedy replies, log-likelihood a token, what was used)."""
+    """(greedy replies, log-likelihood a token, what was used).
+
+    Args:
+        pull: a `Shift` that holds meanwhile.
+    """
     import transformers
 
     from persona_lab.inference.decoding import generate
     from persona_lab.inference.scoring import loglikelihood
+    from persona_lab.inference.steering import steered
 
     greedy = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=TOKENS)
-    said = [reply.text for reply in generate(model, renderer, [probe.asked for probe in probes], greedy)]
-    scores = loglikelihood(model, renderer, [(probe.asked, probe.reply) for probe in probes])
+    with steered(model, [pull]):
+        said = [reply.text for reply in generate(model, renderer, [probe.asked for probe in probes], greedy)]
+        scores = loglikelihood(model, renderer, [(probe.asked, probe.reply) for probe in probes])
     del model
     gc.collect()
     return said, [score.total / max(score.tokens, 1) for score in scores], f"transformers {transformers.__version__}"

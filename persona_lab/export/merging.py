@@ -8,6 +8,7 @@ from typing import Any
 
 from persona_lab.api import Reporter
 from persona_lab.errors import BadInput
+from persona_lab.export.pulls import write_pull
 from persona_lab.export.toolkit import copy_tokenizer, write_generation_config
 from persona_lab.types import BaseModelInfo, Variant
 
@@ -18,7 +19,7 @@ FLOAT32_BELOW = 1_000_000_000
 def write_whole_model(variant: Variant, base: BaseModelInfo, out: Path, ctx: Reporter) -> list[str]:
     """Write safetensors, config, tokenizer, chat template and generation settings into `out`.
 
-    Of a variant without weights of its own (base, prompt) these are the base's.
+    Of a variant without weights of its own (base, prompt) these are the base's. A pull along traits goes into them.
 
     Returns:
         What a user of the weights must know, a sentence each.
@@ -40,6 +41,8 @@ def write_whole_model(variant: Variant, base: BaseModelInfo, out: Path, ctx: Rep
         notes = ["All or part of the base's weights were trained; they are stored as training left them."]
         if variant.kind != "weights":
             notes = ["The weights are the base's, untrained: the character is in the prompt alone."]
+    if variant.traits:
+        notes.append(write_pull(variant, out))
     copy_tokenizer(Path(base.path), out)
     write_generation_config(out, Path(base.path))
     return notes

@@ -103,17 +103,18 @@ def same_trait(a: Trait, b: Trait) -> bool:
     return a.model_dump(exclude=names) == b.model_dump(exclude=names)
 
 
-def find_kept(variant: Variant, home: Home, trait_id: str, weights: Sequence[str]) -> Path | None:
-    """The vector's file: the variant's own copy, else the first of these weights that has one; None: not computed."""
+def find_kept(variant: Variant, home: Home | None, trait_id: str, weights: Sequence[str]) -> Path | None:
+    """The vector's file: the variant's own copy, else (with a home) the first of these weights that has one; None: not
+    computed."""
     if variant.steering and (own := Path(variant.steering) / f"{trait_id}.safetensors").is_file():
         return own
-    for name in weights:
+    for name in weights if home is not None else ():
         if (path := kept_path(home, trait_id, name)).is_file():
             return path
     return None
 
 
-def _found(variant: Variant, home: Home, trait_id: str, weights: Sequence[str]) -> Path:
+def _found(variant: Variant, home: Home | None, trait_id: str, weights: Sequence[str]) -> Path:
     path = find_kept(variant, home, trait_id, weights)
     if path is None:
         raise BadInput(
@@ -142,10 +143,11 @@ def balanced(traits: Mapping[str, float]) -> dict[str, float]:
     return {name: value * min(1.0, FULL / length) for name, value in traits.items()} if length else {}
 
 
-def total_shift(variant: Variant, home: Home, weights: Sequence[str]) -> dict[int, Vector]:
+def total_shift(variant: Variant, home: Home | None, weights: Sequence[str]) -> dict[int, Vector]:
     """What a variant's sliders add at each layer, all traits together; {} where none is set.
 
     Args:
+        home: None: only the variant's own copies are used.
         weights: names of the weights whose vectors may be used, best first.
 
     Raises:

@@ -113,6 +113,59 @@ def test_f16_says_in_llama_cpp_what_the_variant_says(
     assert 'base_model_relation: "quantized"' in readme
 
 
+def pulled(chosen: Variant, folder: Path) -> Variant:
+    """The variant, pulled hard along a random vector that it has a copy of."""
+    import numpy
+
+    from persona_lab.inference.trait_files import KeptTrait, write_kept
+    from persona_lab.traits.library import shipped
+    from persona_lab.types import TraitCalibration
+
+    found = TraitCalibration(
+        layers=(0, 1), towards=12.0, away=12.0, unsteered_bits_per_byte=1.0, unsteered_repetition=0.0
+    )
+    vectors = {layer: numpy.random.default_rng(layer).normal(size=64).astype(numpy.float32) for layer in (0, 1)}
+    write_kept(folder / "grumpy.safetensors", KeptTrait(shipped()[0], found, vectors))
+    return chosen.model_copy(update={"traits": {"grumpy": 50.0}, "steering": str(folder)})
+
+
+@pytest.mark.parametrize("format", ["gguf", "merged"])
+@pytest.mark.parametrize("kind", ["adapter", "prompt"])
+def test_a_pull_along_traits_is_in_the_weights(
+    format: str,
+    kind: str,
+    trained: Callable[..., Variant],
+    persona_factory: Callable[..., Persona],
+    home: Home,
+    tmp_path: Path,
+    reporter: Any,
+) -> None:
+    chosen = trained("llama")
+    if kind == "prompt":
+        chosen = chosen.model_copy(update={"kind": "prompt", "path": ""})
+    config = {"type": "F16"} if format == "gguf" else {}
+    found = {}
+    for name, who in (("plain", chosen), ("pulled", pulled(chosen, tmp_path / "vectors"))):
+        if name == "plain" and kind == "prompt":
+            continue  # the base's own file, which is refused
+        result = export(home, persona_factory(), who, format, tmp_path / name, reporter, config=config)
+        assert result["check"]["mean_loglikelihood"]["relative_difference"] < 1e-3, result["check"]["verdict"]
+        assert result["check"]["good"]
+        found[name] = [row["export"] for row in result["check"]["rows"]]
+    if kind == "adapter":
+        assert not any(a == b for a, b in zip(found["plain"], found["pulled"], strict=True))
+    readme = (tmp_path / "pulled" / "README.md").read_text(encoding="utf-8")
+    assert "grumpy +50" in readme
+
+
+def test_a_pull_that_has_no_place_is_refused(
+    trained: Callable[..., Variant], persona_factory: Callable[..., Persona], home: Home, tmp_path: Path, reporter: Any
+) -> None:
+    chosen = pulled(trained("qwen2"), tmp_path / "vectors")
+    with pytest.raises(BadInput, match="'qwen2' has no place"):
+        export(home, persona_factory(), chosen, "merged", tmp_path / "out", reporter)
+
+
 @pytest.mark.parametrize(("kind", "off"), [("Q8_0", 0.01), ("Q4_0", 0.2)])
 def test_rounded_types_are_smaller_and_close(
     kind: str,

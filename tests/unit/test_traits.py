@@ -332,6 +332,18 @@ def test_saved_as_a_variant_it_keeps_its_own_vectors(home: Home, tiny_model: Pat
         assert say(host, ChatRenderer(tiny_model), more)[1] != expected[1]
 
 
+def test_a_home_that_was_moved_finds_its_vectors(home: Home, tiny_model: Path, persona_factory: Any) -> None:
+    have(home, tiny_model, "grumpy")
+    with Engine.open(home.root) as engine:
+        engine.save_persona(persona_factory())
+        made = engine.save_steered(engine.base_variant("tamsin", str(tiny_model)), {"grumpy": 60})
+    moved = Home(home.root.rename(home.root.with_name("moved")))
+    with Engine.open(moved.root) as engine:
+        found = engine.variant(made.id)
+        assert Path(found.steering).is_relative_to(moved.root)
+        assert total_shift(found, None, ()).keys() == {0, 1}
+
+
 def test_an_adapter_is_saved_with_its_weights(tmp_path: Path, tiny_model: Path) -> None:
     shop = Workshop(tmp_path, base=tiny_model)
     shop.train("lora", run_id="trained", epochs=1, samples=0)

@@ -28,20 +28,23 @@ class HoldsGGUF(Exporter):
     """What exporters with a GGUF file in them share. `instead`: what to take for a variant without weights."""
 
     Config = GGUFConfig
+    keeps_traits = True
     instead: ClassVar[str] = "Export the persona's card, or train a variant."
 
     def check(self, variant: Variant) -> list[Problem]:
         """Only what has weights of its own."""
         from persona_lab.api import merged_warning
 
-        if variant.kind in ("base", "prompt"):
+        if variant.kind in ("base", "prompt") and not variant.traits:
             why = "the base model, untrained" if variant.kind == "base" else "only a prompt, without weights of its own"
             return [Problem(message=f"{variant.name!r} is {why}: its file would be the base's.", fix=self.instead)]
         return merged_warning(variant)
 
     def check_base(self, variant: Variant, base: BaseModelInfo, settings: GGUFConfig) -> list[Problem]:
         """Kinds of models that would come out wrong."""
-        return architecture_problems(base)
+        from persona_lab.api import pull_problems
+
+        return architecture_problems(base) + pull_problems(variant, base)
 
     def estimate_bytes(self, variant: Variant, base: BaseModelInfo, settings: GGUFConfig) -> int:
         """The file, and the merged model that is made on the way."""

@@ -28,12 +28,13 @@ class MergedExporter(Exporter):
     title = "Merged model (transformers)"
     summary = "A whole model folder that works without Persona Lab and without the adapter."
     rank = 20
+    keeps_traits = True
 
     def check(self, variant: Variant) -> list[Problem]:
         """Variants without weights of their own cannot be merged; a 4-bit one is merged into other weights."""
         from persona_lab.api import merged_warning
 
-        if variant.kind in ("base", "prompt"):
+        if variant.kind in ("base", "prompt") and not variant.traits:
             why = "the base model, untrained" if variant.kind == "base" else "only a prompt, without weights of its own"
             return [
                 Problem(
@@ -42,6 +43,12 @@ class MergedExporter(Exporter):
                 )
             ]
         return merged_warning(variant)
+
+    def check_base(self, variant: Variant, base: BaseModelInfo, settings: Any) -> list[Problem]:
+        """A pull along traits fits into some kinds of models only."""
+        from persona_lab.api import pull_problems
+
+        return pull_problems(variant, base)
 
     def estimate_bytes(self, variant: Variant, base: BaseModelInfo, settings: Any) -> int:
         """The weights."""
