@@ -20,6 +20,8 @@ FEW = 12
 """Training conversations below which the prompt comes first; see docs/planning.md for where the number comes from."""
 MANY = 2000
 PLAIN = "prompt"
+PULL = "steer"
+"""Learns nothing from the data: a manner on top of whatever speaks."""
 
 
 class Outcome(Frozen):
@@ -61,7 +63,7 @@ class Advisor:
         count = len(dataset.of("train")) if dataset is not None else None
         late = self._too_slow(estimate)
         few = count is not None and count < FEW
-        pointless = part.id == "qlora" and machine.device != "cuda"
+        pointless = part.id == PULL or (part.id == "qlora" and machine.device != "cuda")
         standing = self._standing(part.id)
         order = (
             int(bool(late)),
@@ -123,6 +125,8 @@ def _pooled(outcomes: Sequence[Outcome]) -> dict[str, Outcome]:
 
 
 def _of_the_data(strategy: str, count: int | None) -> list[str]:
+    if strategy == PULL:
+        return ["Learns nothing of the character: it pulls a variant towards a manner, also one trained before."]
     if count is None:
         return []
     if count < FEW:

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from persona_lab.errors import PersonaLabError
+from persona_lab.errors import BadSetting, PersonaLabError
 from persona_lab.ui.html import esc
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,10 @@ def title_of(cause: str) -> str:
 
 def explain(error: Exception) -> str:
     """One paragraph: what happened and what to do. Plain text."""
+    if isinstance(error, BadSetting):
+        told = [f"{field}: {message}" if field else message for field, message in error.problems]
+        missing = [problem for problem in told if problem not in error.message]
+        return " ".join(filter(None, (error.message, f"{'; '.join(missing)}." if missing else "", error.fix)))
     if isinstance(error, PersonaLabError):
         return str(error)
     return f"{type(error).__name__}: {error}. This is a bug; the terminal shows where it happened."

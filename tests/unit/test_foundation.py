@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from persona_lab.cli.doctor import examine
+from persona_lab.cli.doctor import _examine
 from persona_lab.datasets.corpus import Unit, corpus_files, read_corpus, units_of_text
 from persona_lab.datasets.corpus_filter import HeldText, without_held
 from persona_lab.datasets.held_out import hold_out, reply_key
@@ -494,7 +494,7 @@ def test_a_base_in_use_is_not_deleted_and_a_missing_one_is_named(train: Any, hom
             engine.delete_model(variant.base)
         with pytest.raises(UnknownName):
             engine.delete_model("starter")
-        assert examine(engine)["missing_bases"] == []
+        assert _examine(engine)["missing_bases"] == []
         engine.delete_variant("one")
         engine.delete_model(variant.base)
         assert kept.ids(home) == []
@@ -504,7 +504,7 @@ def test_a_base_in_use_is_not_deleted_and_a_missing_one_is_named(train: Any, hom
     (folder / "variant.json").write_text(variant.model_dump_json())
     shutil.rmtree(home.model(variant.base))
     with Engine(home) as engine:
-        report = examine(engine)
+        report = _examine(engine)
         assert report["ok"] is False
         assert "'one' needs the base" in report["missing_bases"][0]
 
