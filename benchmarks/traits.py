@@ -259,14 +259,16 @@ def table(results: dict[str, Any]) -> str:
             f"| {'yes' if one['fluent'] else 'no'} | {_seconds(one)} |"
         )
     found = list(results["traits"].values())
+    if not found:
+        rows = ["The traits themselves were not measured in this run."]
     good = [o for o in found if o["steers"] and o["both_ways"] and o["likelihood"]["spearman"] > 0.9]
     fluent = sum(o["fluent"] for o in good)
-    lines = [
-        *rows,
-        "",
-        f"{len(good)} of {len(found)} traits are ordered as asked (Spearman of the mean score over 0.9), "
-        f"{fluent} of these inside the bound on the held-out prompts at every setting.",
-    ]
+    lines = [*rows, ""]
+    if found:
+        lines.append(
+            f"{len(good)} of {len(found)} traits are ordered as asked (Spearman of the mean score over 0.9), "
+            f"{fluent} of these inside the bound on the held-out prompts at every setting."
+        )
     if speed := results.get("decoding"):
         lines.append(
             f"A step of four panes took {speed['milliseconds_without']:.1f} ms without and "

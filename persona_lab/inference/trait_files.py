@@ -108,7 +108,9 @@ def find_kept(variant: Variant, home: Home | None, trait_id: str, weights: Seque
     computed."""
     if variant.steering and (own := Path(variant.steering) / f"{trait_id}.safetensors").is_file():
         return own
-    for name in weights if home is not None else ():
+    if home is None:
+        return None
+    for name in weights:
         if (path := kept_path(home, trait_id, name)).is_file():
             return path
     return None
