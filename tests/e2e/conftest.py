@@ -102,9 +102,10 @@ def app(starter_home: Home, tmp_path: Path) -> Iterator[App]:
     made.clean()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def chromium():  # type: ignore[no-untyped-def]
-    """A browser for the session."""
+    """A browser for these tests. It goes with them: its driver keeps an event loop running in this thread, in which no
+    other test could start one."""
     if not CHROMIUM.exists():
         pytest.skip(f"no Chromium at {CHROMIUM}; name one in PERSONA_LAB_CHROMIUM")
     playwright = pytest.importorskip("playwright.sync_api")
