@@ -38,12 +38,12 @@ class _Sharing:
                 self._form()
             with gr.Column(scale=3, min_width=340):
                 self.links = gr.HTML(elem_id="sharing-links")
-                with gr.Row(equal_height=True):
+                with gr.Row(equal_height=False):
                     self.which = gr.Dropdown([], label="Link", elem_id="sharing-link", interactive=True, scale=3)
                     self.show = gr.Button("Show its address", size="sm", elem_id="sharing-show", min_width=120)
                     self.revoke = gr.Button("Revoke", variant="stop", size="sm", elem_id="sharing-revoke", min_width=90)
                 self.guests = gr.HTML(elem_id="sharing-guests")
-                with gr.Row(equal_height=True):
+                with gr.Row(equal_height=False):
                     self.guest = gr.Dropdown([], label="Guest", elem_id="sharing-guest", interactive=True, scale=3)
                     self.away = gr.Button("Send away", size="sm", elem_id="sharing-away", min_width=90)
         self.opened = [self.status, self.switch, self.links, self.which, self.guests, self.guest]
