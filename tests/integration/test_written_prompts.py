@@ -119,12 +119,25 @@ def test_what_has_no_made_prompts_is_refused(ready_home: Home) -> None:
             engine.write_prompts(engine.datasets("tam")[0].id)
 
 
+def _short(place: str) -> str:
+    """A passage of words of four letters at most."""
+    return (
+        f"I was a boy of ten at the {place} and the sun was up as I got out of bed. My aunt was at the old oak and she "
+        f"had a red hat on. We ran to the {place} and we sat in the wet hay, and he who was my pal then had a jug of "
+        f"milk. It was cold and it was good. He told me that the dog had run off in the dark and that no one at the "
+        f"{place} had seen it. So we went out to find it, he and I, and we did find it at noon by the big rock."
+    )
+
+
 def test_a_model_that_writes_nothing_usable_changes_nothing(
     cli: Callable[..., subprocess.CompletedProcess[str]], ready_home: Home, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """A random model: the import stands, the command says why there are no prompts."""
+    """The import stands, the command says why there are no prompts.
+
+    The passages have no word that is long enough for a prompt to name: even a random model hits one now and then.
+    """
     file = tmp_path / "memories.txt"
-    file.write_text("\n\n".join(f"{text} {_more(thing)}" for thing, text in SUBJECTS.items()))
+    file.write_text("\n\n".join(_short(place) for place in ("mill", "lake", "farm", "town")))
     done = cli("datasets", "import", str(file), "--persona", "tam", "--prompts-by", str(tiny_model), "--json")
     assert done.returncode == 1
     assert "wrote no prompt that fits its passage" in done.stderr
