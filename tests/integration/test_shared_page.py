@@ -376,12 +376,15 @@ def test_the_pages_own_switch_works_while_everything_waits(page: SharedPage) -> 
             async with client.stream("POST", "/guest/say", json={"text": "Go on for ever."}) as reply:
                 results.append((reply.status_code, (await reply.aread()).decode()))
 
-    async def press(owner: httpx.AsyncClient, wanted: str) -> None:
+    async def switch_of(owner: httpx.AsyncClient) -> int:
         config = (await owner.get("/config")).json()
         button = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == "sharing-pause")
         switch = next(d for d in config["dependencies"] if [button, "click"] in [list(t) for t in d["targets"]])
         assert switch["queue"] is False
-        body = {"data": [], "fn_index": switch["id"], "session_hash": "switching1"}
+        return int(switch["id"])
+
+    async def press(owner: httpx.AsyncClient, switch: int, wanted: str) -> None:
+        body = {"data": [], "fn_index": switch, "session_hash": "switching1"}
         told = await owner.post("/gradio_api/run/predict", json=body)
         assert told.status_code == 200, told.text
         assert wanted in told.text
@@ -390,15 +393,17 @@ def test_the_pages_own_switch_works_while_everything_waits(page: SharedPage) -> 
         results: list[tuple[int, str]] = []
         async with httpx.AsyncClient(base_url=page.url, timeout=60) as owner:
             await owner.get(str(page.share("login-link")["path"]))
+            # a page that is open knows its switch: while the line is full, only the press counts
+            switch = await switch_of(owner)
             tasks = [asyncio.create_task(talk(results)) for _ in range(crowd)]
             while not any(code == 429 for code, _ in results):
                 await asyncio.sleep(0.05)
                 assert not all(task.done() for task in tasks)
-            await press(owner, "paused")
+            await press(owner, switch, "paused")
             began = time.monotonic()
             await asyncio.gather(*tasks)
             seconds = time.monotonic() - began
-            await press(owner, "asks for your password")
+            await press(owner, switch, "asks for your password")
             return results, seconds
 
     try:
@@ -410,7 +415,7 @@ def test_the_pages_own_switch_works_while_everything_waits(page: SharedPage) -> 
     full = [json.loads(text) for code, text in results if code == 429]
     assert full
     assert all(said["position"] == MOST_WAITING + 1 for said in full)
-    assert sum("paused" in text for _, text in results) >= MOST_WAITING // 2
+    assert sum("paused" in text for _, text in results) >= MOST_WAITING - 5
 
 
 def test_a_revoked_link_is_dead_at_the_next_request(page: SharedPage) -> None:
