@@ -110,23 +110,9 @@ def fix(
     known = next(d for d in catalog.datasets(before.persona) if d.id == dataset_id)
     with watched(watcher):
         rows, notes = fixed(before, persona, kinds, catalog.held_out(before.persona))
-    number = catalog.next_version(before.persona)
-    made = next_version(before, number, rows)
-    summary = known.model_copy(
-        update={
-            "id": made.id,
-            "name": made.name,
-            "version": number,
-            "why": f"Version {known.version} with fixes ({', '.join(kinds)}). {' '.join(notes)}",
-            "counts": counts(made, known.counts),
-            "fingerprint": _fingerprint(made),
-            "created": now(),
-            "warnings": notes,
-            "parent": dataset_id,
-            "run": "",
-        }
-    )
-    return catalog.keep_dataset(made, summary)
+    made = next_version(before, catalog.next_version(before.persona), rows)
+    why = f"Version {known.version} with fixes ({', '.join(kinds)}). {' '.join(notes)}"
+    return catalog.keep_dataset(made, _following(known, made, why, notes))
 
 
 def from_card(catalog: Catalog, persona: Persona) -> DatasetSummary:
@@ -166,27 +152,35 @@ def take_prompts(catalog: Catalog, run: RunView) -> DatasetSummary | None:
     known = next(d for d in catalog.datasets(before.persona) if d.id == run.dataset)
     model = str(run.result["model"])
     prompts = {row: prompt for row, prompt in read_prompts(Path(run.directory) / PROMPTS_FILE).items() if prompt}
-    number = catalog.next_version(before.persona)
-    made = next_version(before, number, with_prompts(before.conversations, prompts, model))
+    rows = with_prompts(before.conversations, prompts, model)
+    made = next_version(before, catalog.next_version(before.persona), rows)
     told = f"{run.result['written']} of {run.result['rows']} prompts made of templates are written by {model} now"
-    summary = known.model_copy(
-        update={
-            "id": made.id,
-            "name": made.name,
-            "version": number,
-            "why": f"Version {known.version}, in which {told} (run {run.id}). {known.why}",
-            "counts": counts(made, known.counts),
-            "fingerprint": _fingerprint(made),
-            "created": now(),
-            "warnings": (f"{told}; the replies are as they were.",),
-            "parent": run.dataset,
-            "run": run.id,
-        }
-    )
-    kept = catalog.keep_dataset(made, summary)
+    why = f"Version {known.version}, in which {told} (run {run.id}). {known.why}"
+    notes = (f"{told}; the replies are as they were.",)
+    kept = catalog.keep_dataset(made, _following(known, made, why, notes, run.id))
     row = {"id": run.id, "kind": run.kind, "name": run.name, "created": run.created}
     catalog.library.put("runs", row | (catalog.library.get("runs", run.id) or {}) | {"version": kept.id})
     return kept
+
+
+def _following(
+    known: DatasetSummary, made: Dataset, why: str, warnings: Sequence[str], run: str = ""
+) -> DatasetSummary:
+    """The summary of a version that was made from another one."""
+    return known.model_copy(
+        update={
+            "id": made.id,
+            "name": made.name,
+            "version": made.version,
+            "why": why,
+            "counts": counts(made, known.counts),
+            "fingerprint": _fingerprint(made),
+            "created": now(),
+            "warnings": tuple(warnings),
+            "parent": known.id,
+            "run": run,
+        }
+    )
 
 
 def prompted_by(catalog: Catalog, run_id: str) -> DatasetSummary | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import re
 import tempfile
@@ -17,7 +16,7 @@ from persona_lab.datasets.held_out import LEDGER
 from persona_lab.datasets.store import save_dataset
 from persona_lab.errors import BadInput, UnknownName
 from persona_lab.home import refuse_existing, write_atomic
-from persona_lab.models.weights import safetensors_files
+from persona_lab.models.weights import safetensors_files, sha256
 from persona_lab.personas.bounded import unzip
 from persona_lab.personas.bundle import ASSETS, MAX_LICENCE, UNSTATED, read_bundle, write_bundle
 from persona_lab.personas.cards import card_to_json, card_to_png
@@ -91,11 +90,7 @@ def with_weights(card: Mapping[str, Any], variants: Sequence[Variant]) -> dict[s
 
 def _sha256s(folder: Path) -> dict[str, str]:
     """sha256 of each safetensors file by its name."""
-    found = {}
-    for path in safetensors_files(folder):
-        with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    return {path.name: sha256(path) for path in safetensors_files(folder)}
 
 
 def _bundle(

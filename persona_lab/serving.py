@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from persona_lab.access.bodies import small_body
 from persona_lab.datasets.rendering import ChatRenderer
 from persona_lab.inference.prompting import messages_for
 from persona_lab.types import ChatChunk, ChatRequest, Message, Sampling, Variant
@@ -216,7 +217,7 @@ class _Server:
         """A reply, whole or streamed."""
         if refused := self._refused(request):
             return refused
-        body = await _body(request)
+        body = await small_body(request, MAX_BODY)
         if body is None:
             return _error(413, f"The request is larger than {MAX_BODY} bytes.", "invalid_request_error")
         try:
@@ -255,16 +256,6 @@ async def _whole(request: Request, reply: _Reply) -> str:
         with contextlib.suppress(ValueError):  # still running in its thread: it ends with its next piece
             pieces.close()
     return "".join(parts)
-
-
-async def _body(request: Request) -> bytes | None:
-    """The body; None where it is too large, whatever its headers say."""
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY:
-            return None
-    return body
 
 
 async def _events(reply: _Reply, model: str, usage: bool) -> AsyncIterator[str]:

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from persona_lab.errors import DiskFull
 from persona_lab.home import Home, disk_errors, flush_folder, need_disk
-from persona_lab.models.weights import read_json, safetensors_files
+from persona_lab.models.weights import read_json, safetensors_files, weight_disk_errors
 from persona_lab.types import BaseModelInfo, now
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def build(
         need_disk(models, needed)
         temporary = Path(tempfile.mkdtemp(dir=models, prefix=f".{key}.", suffix=".tmp"))
         try:
-            with _disk_errors(models):
+            with weight_disk_errors(models):
                 marker = make(temporary) | {"created": now()}
                 (temporary / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
                 _put_in_place(temporary, home.model(key))
@@ -104,20 +104,6 @@ def _locked(path: Path, key: str, reporter: Reporter) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """`disk_errors`, and the same for safetensors, whose errors are not OSErrors."""
-    from safetensors import SafetensorError
-
-    try:
-        with disk_errors(folder):
-            yield
-    except SafetensorError as error:
-        if "os error 28" in str(error) or "No space left" in str(error) or "os error 112" in str(error):
-            raise disk_full(folder) from error
-        raise
 
 
 def _remove_remains(models: Path, key: str) -> None:

@@ -5,15 +5,19 @@ Does not load weights. Headers are bounded, because a model folder may come from
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from persona_lab.errors import BadModel
+from persona_lab.home import disk_errors
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
 MAX_JSON_BYTES = 200_000_000
@@ -81,6 +85,25 @@ def copy_folder(source: Path, target: Path) -> None:
 def folder_bytes(folder: Path) -> int:
     """Of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@contextmanager
+def weight_disk_errors(folder: Path) -> Iterator[None]:
+    """`disk_errors`, and the same for safetensors, whose errors are not OSErrors.
+
+    Raises:
+        DiskFull
+    """
+    from safetensors import SafetensorError
+
+    try:
+        with disk_errors(folder):
+            yield
+    except SafetensorError as error:
+        if not any(text in str(error) for text in ("os error 28", "No space left", "os error 112", "os error 122")):
+            raise
+        with disk_errors(folder):
+            raise OSError(errno.ENOSPC, "No space left on device") from error
 
 
 def read_header(path: Path) -> dict[str, Any]:

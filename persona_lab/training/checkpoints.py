@@ -10,13 +10,11 @@ stands behind it; a damaged one counts as none.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from persona_lab.home import disk_errors, flush_folder, need_disk, write_atomic
+from persona_lab.home import flush_folder, need_disk, write_atomic
+from persona_lab.models.weights import sha256, weight_disk_errors
 
 KEPT = 2
 FORMAT = 1
@@ -119,7 +118,7 @@ class CheckpointStore:
 
     def _write(self, name: str, state: Mapping[str, Any], files: Mapping[str, Mapping[str, torch.Tensor]]) -> Path:
         target, temporary = self.folder / name, self.folder / f".{name}.tmp"
-        with _disk_errors(self.folder):
+        with weight_disk_errors(self.folder):
             if temporary.exists():
                 shutil.rmtree(temporary)
             temporary.mkdir(parents=True)
@@ -128,7 +127,7 @@ class CheckpointStore:
                     save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / f"{file}.safetensors")
                 flush_files(temporary)
                 write_atomic(temporary / "state.json", json.dumps(dict(state)))
-                sums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+                sums = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
                 marker = {"format": FORMAT, "signature": self.signature, "files": sums}
                 write_atomic(temporary / MARKER, json.dumps(marker))
                 if target.exists():  # one that could not be used, else training would not be here again
@@ -149,7 +148,7 @@ class CheckpointStore:
             if marker.get("format", 1) != FORMAT or marker["signature"] != self.signature:
                 self.passed_over.append(f"{path.name} belongs to other settings, data or another version")
                 return None
-            changed = [name for name, expected in marker["files"].items() if _sha256(path / name) != expected]
+            changed = [name for name, expected in marker["files"].items() if sha256(path / name) != expected]
             if changed:
                 self.passed_over.append(f"{path.name} is damaged ({changed[0]} is not what was written)")
                 return None
@@ -162,24 +161,6 @@ class CheckpointStore:
             return None
         self._whole.add(path)
         return Saved(path, state, tensors, best)
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """`disk_errors`, and the same for safetensors, whose errors are not OSErrors."""
-    try:
-        with disk_errors(folder):
-            yield
-    except SafetensorError as error:
-        if not any(text in str(error) for text in ("os error 28", "No space left", "os error 112", "os error 122")):
-            raise
-        with disk_errors(folder):
-            raise OSError(errno.ENOSPC, "No space left on device") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush_files(folder: Path) -> None:

@@ -45,6 +45,15 @@ class Forecast:
             context.plugins, self.strategy, self.settings, context.base, context.dataset, context.machine
         )
 
+    @property
+    def _asked(self) -> tuple[Any, ...]:
+        """What the remedies are asked with; the machine may be another after `measure_first`."""
+        context = self.context
+        return (
+            context.plugins, self.strategy, self.settings, context.persona, context.base, context.dataset,
+            context.machine,
+        )  # fmt: skip
+
     def measure_first(self) -> None:
         """Measure a few real steps where nothing is known of this machine and the run is long enough to pay for it."""
         known = self.context.machine.measured
@@ -77,31 +86,14 @@ class Forecast:
         Raises:
             WillNotFit
         """
-        context = self.context
         if not force:
-            refuse_misfit(
-                context.plugins,
-                self.strategy,
-                self.settings,
-                context.persona,
-                context.base,
-                context.dataset,
-                context.machine,
-            )
+            refuse_misfit(*self._asked)
 
     def keep_cheaper(self) -> None:
         """Note what needs less memory now: a worker that is killed for want of it cannot say so any more."""
         context = self.context
         try:
-            changes = after_all(
-                context.plugins,
-                self.strategy,
-                self.settings,
-                context.persona,
-                context.base,
-                context.dataset,
-                context.machine,
-            )
+            changes = after_all(*self._asked)
             document = {
                 "strategy": self.strategy.id,
                 "changes": [change.model_dump(mode="json") for change in changes],

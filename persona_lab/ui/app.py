@@ -103,9 +103,8 @@ def build_page(engine: Engine, door: Door | None = None) -> tuple[gr.Blocks, Pag
             )
         remembered = gr.BrowserState(None, storage_key="persona-lab.persona", secret="persona-lab")
         browser = gr.BrowserState(None, storage_key="persona-lab.browser", secret="persona-lab")
-        open_tab = gr.Textbox(
-            label="The tab that was open", visible=False
-        )  # only carries what the browser remembers to the first answer
+        # only carries what the browser remembers to the first answer
+        open_tab = gr.Textbox(label="The tab that was open", visible=False)
         wanted_run = gr.State("")
         timer = gr.Timer(IDLE_SECONDS)
         with gr.Tabs(elem_id="tabs") as tabs:

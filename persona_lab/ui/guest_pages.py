@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from persona_lab.access.bodies import small_body
 from persona_lab.access.line import LineFull
 from persona_lab.access.records import GuestLink
 from persona_lab.access.sessions import GUEST_LONGEST, Guest
@@ -29,7 +30,7 @@ from persona_lab.errors import BadInput, PersonaLabError
 from persona_lab.ui.door import Door
 from persona_lab.ui.guest_talk import SORRY, Answering, Stream, begin, redraw_speakers
 from persona_lab.ui.html import thumbnail
-from persona_lab.ui.login_page import over_https, small_body
+from persona_lab.ui.login_page import over_https
 from persona_lab.ui.sessions import Session
 
 log = logging.getLogger(__name__)

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from persona_lab.access.bodies import small_body
 from persona_lab.access.sessions import DEVICE_SECONDS, OWNER_LONGEST
 from persona_lab.ui.door import Door
 
@@ -102,16 +103,6 @@ class _Login:
         reply = RedirectResponse("/login", status_code=303)
         reply.delete_cookie(self.door.owner_cookie, httponly=True, samesite="lax")
         return reply
-
-
-async def small_body(request: Request, most: int) -> bytes | None:
-    """A request's body; None as soon as it is longer than `most` bytes."""
-    body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > most:
-            return None
-    return body
 
 
 def over_https(request: Request, door: Door) -> bool:

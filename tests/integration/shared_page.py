@@ -117,6 +117,15 @@ class SharedPage:
             yield client
 
 
+def running(folder: Path, model: Path) -> Iterator[SharedPage]:
+    """A page over a home with `tam` in a folder; it must end well."""
+    home = Home.resolve(folder / "home")
+    fill(home, model)
+    started = SharedPage(home.root).start()
+    yield started
+    assert started.stop() == 0
+
+
 def say(client: httpx.Client, text: str) -> tuple[int, list[dict[str, object]]]:
     """Say something as a guest: the status, and every line of the answer (the refusal as the only one)."""
     with client.stream("POST", "/guest/say", json={"text": text}) as reply:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import uvicorn
-from shared_page import PUBLIC, SharedPage, fill, said, say
+from shared_page import PUBLIC, SharedPage, fill, running, said, say
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.requests import Request
@@ -103,11 +103,7 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[SharedPage]:
-    home = Home.resolve(tmp_path_factory.mktemp("behind") / "home")
-    fill(home, tiny_model)
-    started = SharedPage(home.root).start()
-    yield started
-    assert started.stop() == 0
+    yield from running(tmp_path_factory.mktemp("behind"), tiny_model)
 
 
 def test_the_owner_works_through_a_tunnel(page: SharedPage) -> None:

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from shared_page import PUBLIC, REPOSITORY, SharedPage, fill, said, say
+from shared_page import PUBLIC, REPOSITORY, SharedPage, running, said, say
 
 from persona_lab.access.line import MOST_WAITING
 from persona_lab.engine import Engine
-from persona_lab.home import Home
 
 pytestmark = pytest.mark.slow
 
@@ -28,11 +27,7 @@ SESSION = "stolenhash1"
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[SharedPage]:
-    home = Home.resolve(tmp_path_factory.mktemp("shared") / "home")
-    fill(home, tiny_model)
-    started = SharedPage(home.root).start()
-    yield started
-    assert started.stop() == 0
+    yield from running(tmp_path_factory.mktemp("shared"), tiny_model)
 
 
 @pytest.fixture(scope="module")
