@@ -8,6 +8,7 @@ stopped run goes on. The dataset is not touched here: the engine makes a new ver
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from persona_lab.datasets.instructions import askable, asks_for, usable_prompt
 from persona_lab.datasets.rendering import ChatRenderer
 from persona_lab.datasets.store import load_dataset
 from persona_lab.errors import BadInput, Cancelled, WorkFailed
+from persona_lab.events import drop_partial_line
 from persona_lab.home import Home, disk_errors
 from persona_lab.models.machine import worker_machine
 from persona_lab.models.registry import ensure
@@ -82,7 +84,7 @@ def _write_all(rows: Sequence[Conversation], base: Any, kept: Path, job: Job, re
         return written
     model = load_model(base, worker_machine(Path(job.home)))
     renderer = ChatRenderer(Path(base.path))
-    _end_last_line(kept)
+    drop_partial_line(kept)
     for at in range(0, len(todo), PASSAGES_AT_ONCE):
         batch = todo[at : at + PASSAGES_AT_ONCE]
         prompts = _write(model, renderer, [_passage(row) for row in batch], job.seed + len(written), reporter)
@@ -91,17 +93,11 @@ def _write_all(rows: Sequence[Conversation], base: Any, kept: Path, job: Job, re
         )
         with disk_errors(kept), kept.open("a", encoding="utf-8") as file:
             file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
         written |= {row.id: prompt for row, prompt in zip(batch, prompts, strict=True)}
         reporter.step(len(written), len(rows))
     return written
-
-
-def _end_last_line(kept: Path) -> None:
-    """A line that was cut short by a kill goes; what follows must not be joined to it."""
-    if kept.exists():
-        whole = kept.read_bytes()
-        with disk_errors(kept):
-            kept.write_bytes(whole[: whole.rfind(b"\n") + 1])
 
 
 def _passage(row: Conversation) -> str:

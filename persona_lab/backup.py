@@ -17,7 +17,9 @@ import json
 import os
 import shutil
 import stat
+import sys
 import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -27,8 +29,9 @@ from typing import IO
 from pydantic import ValidationError
 
 from persona_lab import __version__
+from persona_lab.datasets.held_out import LEDGER
 from persona_lab.errors import BadInput
-from persona_lab.home import Home, disk_errors, flush_folder, free_disk, need_disk, replace
+from persona_lab.home import Home, disk_errors, flush_folder, need_disk, replace, write_atomic
 from persona_lab.library import TABLES, Library, Row, migrated
 from persona_lab.models import kept
 from persona_lab.models.weights import safetensors_files, sha256
@@ -46,6 +49,8 @@ MOST_MANIFEST = 256 * 2**20
 MOST_LIBRARY = 512 * 2**20
 BLOCK = 1 << 20
 SPARE_BYTES = 16 * 2**20
+GROWING = (LEDGER, "rows.jsonl", "ratings.jsonl")
+"""Files that are only appended to, line by line; what was appended after the backup must not be forgotten."""
 MARKERS = ("card.json", "variant.json", "job.json", "batch.json", "persona_lab.json")
 """Written last in their folders, since they say that the folder is whole."""
 
@@ -163,11 +168,17 @@ def _enter(home: Home, parts: tuple[str, ...], weights: bool, foundations: set[s
 
 
 def _add(archive: zipfile.ZipFile, path: str, source: Path) -> _File | None:
-    """Copy a file as long as it is now into the archive; None where it went away meanwhile."""
+    """Copy a file as long as it is now into the archive; None where it went away meanwhile.
+
+    Raises:
+        BadInput: it cannot be read, so that this would be no whole backup.
+    """
     try:
-        file = source.open("rb")
-    except (FileNotFoundError, PermissionError):  # deleted, or on Windows being replaced
+        file = _patiently(source)
+    except FileNotFoundError:
         return None
+    except PermissionError as error:
+        raise BadInput(f"{source} cannot be read.", "Give yourself the right to, or move it away.") from error
     with file:
         left = os.fstat(file.fileno()).st_size
         info = zipfile.ZipInfo(path, (1980, 1, 1, 0, 0, 0))
@@ -180,6 +191,18 @@ def _add(archive: zipfile.ZipFile, path: str, source: Path) -> _File | None:
                 target.write(block)
                 size, left = size + len(block), left - len(block)
     return _File(bytes=size, sha256=digest.hexdigest())
+
+
+def _patiently(source: Path) -> IO[bytes]:
+    """Open to read; Windows refuses a file for the moment in which it is replaced."""
+    for wait in (0.05, 0.2, 0.5):
+        try:
+            return source.open("rb")
+        except PermissionError:
+            if sys.platform != "win32":
+                raise
+            time.sleep(wait)
+    return source.open("rb")
 
 
 def _summary(file: Path, manifest: _Manifest) -> BackedUp:
@@ -247,7 +270,7 @@ def _put_back(
     aside = _free_name(home.root / REPLACED)
     there = {path.parent.name for path in home.root.glob("runs/*/job.json")}
     counts = {"restored": 0, "unchanged": 0, "left": 0}
-    paths = [path for path in manifest.files if path not in (LIBRARY,)]
+    paths = [path for path in manifest.files if path != LIBRARY]
     for path in sorted(paths, key=lambda path: (PurePosixPath(path).name in MARKERS, path)):
         parts = PurePosixPath(path).parts
         target = home.root / path
@@ -255,6 +278,9 @@ def _put_back(
             counts["left"] += 1
         elif target.is_file() and _same(target, manifest.files[path]):
             counts["unchanged"] += 1
+        elif PurePosixPath(path).name in GROWING and target.is_file():
+            _join(staging / path, target, aside / path)
+            counts["restored"] += 1
         else:
             _move(staging / path, target, aside / path)
             counts["restored"] += 1
@@ -278,6 +304,16 @@ def _changes(library: Library, table: str, row: Row, there: bool = False) -> boo
 
 def _same(path: Path, known: _File) -> bool:
     return path.stat().st_size == known.bytes and sha256(path) == known.sha256
+
+
+def _join(source: Path, target: Path, aside: Path) -> None:
+    """Lines that only the backup has come before those that are there: what was held out, written or rated stays so."""
+    present = target.read_bytes()
+    known = set(present.splitlines())
+    missing = [line for line in source.read_bytes().splitlines() if line and line not in known]
+    if missing:
+        write_atomic(aside, present)
+        write_atomic(target, b"".join(line + b"\n" for line in missing) + present)
 
 
 def _move(source: Path, target: Path, aside: Path) -> None:
@@ -392,8 +428,3 @@ def _tables(path: Path, file: Path) -> dict[str, list[Row]]:
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput(f"{file}: its library cannot be read: {error}.", "Nothing was changed.") from error
     return found
-
-
-def room_for(home: Home, weights: bool, where: Path) -> tuple[int, int]:
-    """(bytes a backup would hold at most, bytes free at `where`)."""
-    return sum(path.stat().st_size for _, path in chosen(home, weights) if path.exists()), free_disk(where)

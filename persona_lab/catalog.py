@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from persona_lab.advisor import Outcome, outcomes_of
 from persona_lab.dataset_versions import IN_USE, in_use_first, take_prompts
 from persona_lab.errors import BadInput, PersonaLabError, UnknownName
-from persona_lab.formats import upgraded, written
+from persona_lab.formats import told, upgraded, written
 from persona_lab.home import Home, disk_errors, write_atomic
 from persona_lab.jobs import view as view_run
 from persona_lab.library import Library, Row
@@ -442,7 +441,7 @@ class Catalog:
             try:
                 yield self._variant(row["id"])
             except (OSError, ValueError) as error:
-                log.warning("The variant %s is left out: %s", row["id"], str(error).splitlines()[0])
+                log.warning("The variant %s is left out: %s", row["id"], told(error))
 
     def _variant(self, variant_id: str) -> Variant:
         return read_variant(self.home.variant(variant_id))
@@ -595,7 +594,7 @@ class Catalog:
         for path in self.home.root.glob("runs/*/job.json"):
             try:
                 run = view_run(path.parent)
-            except ValueError:
+            except (OSError, ValueError):
                 continue
             if run.kind == "evaluate" and run.status == "done" and persona_id in (None, run.persona):
                 found.append(report_of(run))
@@ -631,7 +630,7 @@ class Catalog:
         for path in self.home.root.glob("runs/*/job.json"):
             try:
                 run = view_run(path.parent)
-            except ValueError:
+            except (OSError, ValueError):
                 continue
             if run.status != "done":
                 continue
@@ -645,8 +644,8 @@ class Catalog:
     def _take_prompts_again(self, run: RunView) -> None:
         try:
             self.finish(run)
-        except PersonaLabError as error:  # one damaged file must not keep the home from opening
-            print(f"persona-lab: what run {run.id} wrote cannot be used: {error}", file=sys.stderr)
+        except (PersonaLabError, ValueError, KeyError) as error:  # one damaged file must not keep the home from opening
+            log.warning("What run %s wrote cannot be used: %s", run.id, told(error))
 
     def _was_deleted(self, run: RunView) -> bool:
         """A variant that was deleted must not come back: its run is done and was finished, or its weights are gone."""
@@ -677,7 +676,7 @@ class Catalog:
             try:
                 summary = upgraded("dataset summary", path.read_bytes(), DatasetSummary)
             except (OSError, ValueError) as error:
-                log.warning("The dataset of %s is left out: %s", path, str(error).splitlines()[0])
+                log.warning("The dataset of %s is left out: %s", path, told(error))
                 return
             self.library.put("datasets", summary.model_dump(mode="json"))
 

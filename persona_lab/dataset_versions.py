@@ -146,7 +146,9 @@ def take_prompts(catalog: Catalog, run: RunView) -> DatasetSummary | None:
     from persona_lab.datasets.build import next_version
     from persona_lab.datasets.instructions import with_prompts
 
-    if prompted_by(catalog, run.id) is not None:
+    taken = prompted_by(catalog, run.id)
+    if taken is not None:
+        _note_version(catalog, run, taken.id)  # a kill may have come between the version and this note
         return None
     before = catalog.dataset(run.dataset)
     known = next(d for d in catalog.datasets(before.persona) if d.id == run.dataset)
@@ -158,9 +160,13 @@ def take_prompts(catalog: Catalog, run: RunView) -> DatasetSummary | None:
     why = f"Version {known.version}, in which {told} (run {run.id}). {known.why}"
     notes = (f"{told}; the replies are as they were.",)
     kept = catalog.keep_dataset(made, _following(known, made, why, notes, run.id))
-    row = {"id": run.id, "kind": run.kind, "name": run.name, "created": run.created}
-    catalog.library.put("runs", row | (catalog.library.get("runs", run.id) or {}) | {"version": kept.id})
+    _note_version(catalog, run, kept.id)
     return kept
+
+
+def _note_version(catalog: Catalog, run: RunView, dataset_id: str) -> None:
+    row = {"id": run.id, "kind": run.kind, "name": run.name, "created": run.created}
+    catalog.library.put("runs", row | (catalog.library.get("runs", run.id) or {}) | {"version": dataset_id})
 
 
 def _following(

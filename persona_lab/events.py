@@ -131,7 +131,7 @@ class EventLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_partial_line(path)
+        drop_partial_line(path)
         self._file = path.open("ab", buffering=0)
 
     def append(self, event: Event) -> None:
@@ -145,13 +145,16 @@ class EventLog:
         self._file.close()
 
 
-def _drop_partial_line(path: Path) -> None:
+def drop_partial_line(path: Path) -> None:
+    """Cut off half a line that a kill left at the end of a file: what is appended must not be joined to it."""
     if not path.exists():
         return
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(data.rfind(b"\n") + 1)
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        if file.read(1) not in (b"", b"\n"):
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def read_events(path: Path, offset: int = 0) -> tuple[list[AnyEvent], int]:

@@ -3,8 +3,9 @@
 A document says its version as `schema`; none means 1, the first. Reading takes the steps in memory; the file itself
 is written in the new format when it is next written at all, so an upgrade cannot break off in the middle, and the
 version before can be gone back to until then. A version newer than ours is refused by name, never half understood.
-Additive changes (a new field with a default) need no new version. The library has its own count (`library.SCHEMA`), and
-so have checkpoints (`training.checkpoints.FORMAT`) and bundles.
+A new field needs a new version too, whose step adds nothing: our models forbid fields they do not know, so an older
+program would take the file for damaged. The library has its own count (`library.SCHEMA`), and so have checkpoints
+(`training.checkpoints.FORMAT`) and bundles.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 Document = dict[str, Any]
 Step = Callable[[Document], Document]
@@ -79,10 +80,23 @@ def upgraded(kind: str, content: bytes | str, model: type[Model]) -> Model:
     Raises:
         ValueError: no JSON object, a newer format, or not what the model is (pydantic's ValidationError).
     """
-    document = json.loads(content)
+    try:
+        document = json.loads(content)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
     if not isinstance(document, dict):
         raise ValueError("it is no JSON object")
-    return model.model_validate_json(json.dumps(upgrade(kind, document)))
+    present = upgrade(kind, document)
+    return model.model_validate_json(content if present == document else json.dumps(present))
+
+
+def told(error: BaseException) -> str:
+    """What is wrong with a document, in a line: of a failed validation its first problem, with the field's name."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return f"{f'{where}: ' if where else ''}{first['msg']}"
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def versioned(kind: str) -> Document:

@@ -63,7 +63,7 @@ def moved_here(job: Job, root: Path) -> Job:
         return str(root / Path(path).relative_to(job.home)) if inside else path
 
     def known(variant: Variant) -> Variant:
-        return variant.model_copy(update={"path": here(variant.path)})
+        return variant.model_copy(update={"path": here(variant.path), "steering": here(variant.steering)})
 
     persona = job.persona
     if persona is not None and persona.avatar:
@@ -340,7 +340,7 @@ class Supervisor:
         for folder in (path.parent for path in folders):
             try:
                 run = view(folder)
-            except ValueError:  # job.json is damaged, or of a version we cannot read: the doctor names it
+            except (OSError, ValueError):  # job.json is damaged, or of a version we cannot read: the doctor names it
                 continue
             # a resumed run's folder still tells of the attempt before
             resumed = folder.name in kept and run.resumable and not (folder / "cancel").exists()
@@ -531,7 +531,7 @@ class Supervisor:
         started = _last_started(self.home.run(run_id))
         # the code of a worker that an earlier page started is not known
         memory = started is not None and oom_kills(started.oom_source) > started.oom_kills
-        record = {"time": now(), "returncode": code or 0, "oom": code in (-9, None) and memory}
+        record = {"time": now(), "returncode": code, "oom": code in (-9, None) and memory}
         self._exits[run_id] = record
         try:
             write_atomic(self.home.run(run_id) / "exit.json", json.dumps(record))

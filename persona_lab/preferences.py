@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from persona_lab.errors import BadInput, BadSetting
-from persona_lab.formats import upgraded, written
+from persona_lab.formats import told, upgraded, written
 from persona_lab.home import write_atomic
 
 FILE = "settings.json"
@@ -44,17 +44,9 @@ def read_preferences(root: Path) -> Preferences:
         return upgraded("settings", path.read_bytes(), Preferences)
     except ValueError as error:
         raise BadInput(
-            f"The settings file {path} cannot be read: {_told(error)}.",
+            f"The settings file {path} cannot be read: {told(error)}.",
             "Mend it, or delete it to have the defaults again.",
         ) from error
-
-
-def _told(error: ValueError) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{f'{where}: ' if where else ''}{first['msg']}"
 
 
 def write_preferences(root: Path, values: dict[str, object]) -> Preferences:
@@ -66,9 +58,9 @@ def write_preferences(root: Path, values: dict[str, object]) -> Preferences:
     try:
         changed = Preferences.model_validate(read_preferences(root).model_dump() | values)
     except ValidationError as error:
-        told = "; ".join(
+        problems = "; ".join(
             f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}, not {e['input']!r}" for e in error.errors()
         )
-        raise BadSetting(f"Some settings cannot be used: {told}.", "Nothing was changed.") from error
+        raise BadSetting(f"Some settings cannot be used: {problems}.", "Nothing was changed.") from error
     write_atomic(root / FILE, written("settings", changed, indent=1))
     return changed

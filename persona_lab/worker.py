@@ -24,6 +24,7 @@ from persona_lab.home import Home
 from persona_lab.jobs import EXIT_DISK_FULL, EXIT_TAKEN, cheaper, read_job
 from persona_lab.plugins import Plugins
 from persona_lab.processes import birth, oom_kills, oom_source, peak_memory
+from persona_lab.training.remedies import CHEAPER
 from persona_lab.types import Job
 
 QUIET_SECONDS = 0.2
@@ -130,7 +131,7 @@ def describe(error: BaseException, job: Job) -> Failed:
 
 def _named(error: BaseException, job: Job) -> PersonaLabError | None:
     text = str(error)
-    if isinstance(error, OutOfMemory):
+    if isinstance(error, OutOfMemory) and (Path(job.home) / "runs" / job.id / CHEAPER).is_file():
         return OutOfMemory(error.message, cheaper(Path(job.home) / "runs" / job.id))
     if isinstance(error, PersonaLabError):
         return error

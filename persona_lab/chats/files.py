@@ -11,7 +11,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from persona_lab.errors import BadInput
-from persona_lab.formats import upgraded, written
+from persona_lab.formats import told, upgraded, written
 from persona_lab.home import write_atomic
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def read(path: Path, model: type[_Record]) -> _Record | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, ValidationError) as error:
-        log.warning("%s cannot be read and is left alone: %s", path, str(error).splitlines()[0])
+        log.warning("%s cannot be read and is left alone: %s", path, told(error))
         return None
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from persona_lab.formats import told
 from persona_lab.home import Home, write_atomic
 from persona_lab.types import Frozen, now
 
@@ -93,7 +94,7 @@ class Quarantine:
 
 def reason(error: BaseException) -> str:
     """The first line of an error, short enough for a list."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return told(error)[:200]
 
 
 def damaged_lines(path: Path, usable: Callable[[bytes], object]) -> int:

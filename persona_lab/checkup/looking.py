@@ -30,7 +30,7 @@ from persona_lab.datasets.held_out import LEDGER, Entry
 from persona_lab.datasets.store import load_dataset
 from persona_lab.errors import BadInput, BadModel
 from persona_lab.events import AnyEvent
-from persona_lab.formats import upgraded, written
+from persona_lab.formats import NewerFormat, upgraded, written
 from persona_lab.home import Home, write_atomic
 from persona_lab.jobs import ACTIVE, read_job
 from persona_lab.jobs import view as view_run
@@ -52,6 +52,7 @@ LEFTOVER_SECONDS = 600.0
 """A temporary file that was not touched for so long is nobody's."""
 QUICK_BYTES = 8 * 2**20
 """Datasets up to this size are read whole each time; larger ones with `deep`."""
+UPDATE = "Update Persona Lab; it was left alone."
 TRAIN_AGAIN = "Put it back from a backup made with --weights, or train it again"
 _EVENT: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)
 
@@ -87,6 +88,13 @@ class Looking:
         finding = Finding(kind=kind, path=self._path(path), what=what, remedy=remedy)
         return Trouble(finding, lambda: self.quarantine.put(path, what))
 
+    def _unreadable(self, kind: Kind, path: Path, error: Exception, then: str = "", what: str = "It") -> Trouble:
+        """A thing that cannot be read: put aside, but for one that a newer Persona Lab wrote, which is whole."""
+        said = f"{what} cannot be read: {reason(error)}"
+        if _newer(error):
+            return self._named(kind, path, said, UPDATE)
+        return self._aside(kind, path, said, then)
+
     def _lines(self, kind: Kind, path: Path, usable: Callable[[bytes], object]) -> Troubles:
         if not path.is_file():
             return
@@ -105,7 +113,7 @@ class Looking:
             try:
                 if view_run(path.parent).status in ACTIVE:
                     found.append(path.parent.name)
-            except ValueError:
+            except (OSError, ValueError):
                 continue
         return found
 
@@ -173,7 +181,8 @@ class Looking:
                 try:
                     load_dataset(path)
                 except BadInput as error:
-                    yield self._data(path, reason(error))
+                    what = reason(error)
+                    yield self._named("dataset", path, what, UPDATE) if _newer(error) else self._data(path, what)
         for path in sorted(self.home.root.glob("personas/*/datasets/*.summary.json")):
             yield from self._summary(path)
 
@@ -198,11 +207,11 @@ class Looking:
             return
         try:
             upgraded("dataset summary", path.read_bytes(), DatasetSummary)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             what = f"It cannot be read: {reason(error)}"
             row = self.library.get("datasets", data.stem)
-            if row is None:
-                yield self._aside("dataset", path, what, "Import the data again; the data itself stays.")
+            if row is None or _newer(error):
+                yield self._unreadable("dataset", path, error, "Import the data again; the data itself stays.")
                 return
 
             def act() -> str:
@@ -225,16 +234,15 @@ class Looking:
                 continue
             try:
                 read_job(folder)
-            except ValueError as error:
-                what = f"Its job cannot be read: {reason(error)}"
-                yield self._aside("run", folder, what, "A variant that came of it stays.")
+            except (OSError, ValueError) as error:
+                yield self._unreadable("run", folder, error, "A variant that came of it stays.", "Its job")
                 continue
             yield from self._lines("run", folder / "events.jsonl", _EVENT.validate_json)
             if (folder / "exit.json").exists():
                 yield from self._json("run", folder / "exit.json", "It is not needed.")
                 if _ended_well(folder / "exit.json") and view_run(folder).status != "done":
                     what = "Its log is cut off: the run ended well, and the log does not say so."
-                    remedy = "What it made stays. Put the log back from a backup, or resume the run to do it again."
+                    remedy = "What it made stays. Resume the run to have it done again, or leave it as it is."
                     yield self._named("run", folder / "events.jsonl", what, remedy)
             for checkpoint in sorted((folder / "checkpoints").glob("*/*/")):
                 if checkpoint.name.startswith("."):
@@ -261,6 +269,8 @@ class Looking:
 
     def _description(self, folder: Path, path: Path, error: Exception) -> Trouble:
         what = f"Its description is gone or cannot be read: {reason(error)}"
+        if _newer(error):
+            return self._named("variant", path, what, UPDATE)
         try:
             run = view_run(self.home.run(folder.name))
             made = variant_of(run, Artifact.model_validate(run.result["artifact"]), folder)
@@ -305,8 +315,8 @@ class Looking:
             for path in sorted((self.home.root / name).glob("*.json")):
                 try:
                     upgraded(records.KINDS[model.__name__], path.read_bytes(), model)
-                except ValueError as error:
-                    yield self._aside(kind, path, f"It cannot be read: {reason(error)}", "Put it back from a backup.")
+                except (OSError, ValueError) as error:
+                    yield self._unreadable(kind, path, error, "Put it back from a backup.")
 
     def studio(self) -> Troubles:
         """Batches and the prompt library."""
@@ -325,14 +335,14 @@ class Looking:
     def _model(self, kind: Kind, path: Path, name: str, model: type[BaseModel], then: str) -> Troubles:
         try:
             upgraded(name, path.read_bytes(), model)
-        except ValueError as error:
-            yield self._aside(kind, path, f"It cannot be read: {reason(error)}", then)
+        except (OSError, ValueError) as error:
+            yield self._unreadable(kind, path, error, then)
 
     def _json(self, kind: Kind, path: Path, then: str) -> Troubles:
         try:
             json.loads(path.read_bytes())
-        except ValueError as error:
-            yield self._aside(kind, path, f"It cannot be read: {reason(error)}", then)
+        except (OSError, ValueError) as error:
+            yield self._unreadable(kind, path, error, then)
 
     def small_files(self) -> Troubles:
         """Settings, the order of the queue, measured speeds."""
@@ -361,10 +371,13 @@ class Looking:
 
     def leftovers(self) -> Troubles:
         """What was being written when a process was killed."""
-        newest = time.time() - LEFTOVER_SECONDS
+        newest, busy = time.time() - LEFTOVER_SECONDS, {("runs", run_id) for run_id in self.active}
+        skipped = {"quarantine", "replaced", "trash"}
+        if self.active:  # a worker may be fetching one large file, beside which the folder's time stands still
+            skipped.add("models")
         for where, folders, names in os.walk(self.home.root):
             inside = Path(where).relative_to(self.home.root).parts
-            if inside and (inside[0] in ("quarantine", "replaced", "trash") or inside[:2] in self._busy()):
+            if inside and (inside[0] in skipped or inside[:2] in busy):
                 folders[:] = []
                 continue
             for name in [*folders, *names]:
@@ -374,9 +387,6 @@ class Looking:
                     yield self._aside("leftover", path, "It was being written when a process ended.")
             folders[:] = [name for name in folders if not name.startswith(".")]
 
-    def _busy(self) -> set[tuple[str, str]]:
-        return {("runs", run_id) for run_id in self.active}
-
 
 _PLACES: dict[Table, Callable[[Home, Row], Path]] = {
     "personas": lambda home, row: home.persona(row["id"]) / CARD,
@@ -385,6 +395,10 @@ _PLACES: dict[Table, Callable[[Home, Row], Path]] = {
     "votes": lambda home, row: home.root / "votes" / f"{row['id']}.json",
 }
 _ROW_KINDS: dict[Table, Kind] = {"personas": "persona", "datasets": "dataset", "variants": "variant", "votes": "vote"}
+
+
+def _newer(error: BaseException) -> bool:
+    return isinstance(error, NewerFormat) or isinstance(error.__cause__, NewerFormat)
 
 
 def _ended_well(path: Path) -> bool:

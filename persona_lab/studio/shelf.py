@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 from pydantic import ValidationError
 
 from persona_lab.errors import BadInput, UnknownName
-from persona_lab.formats import upgraded, written
+from persona_lab.formats import told, upgraded, written
 from persona_lab.home import Home, write_atomic
 from persona_lab.studio.records import PLAIN, Prompt, Style
 from persona_lab.types import Frozen, slug
@@ -57,7 +57,7 @@ class Shelf:
                 return upgraded("shelf", self.path.read_bytes(), Kept)
             except ValueError as error:
                 raise BadInput(
-                    f"The prompt library {self.path} cannot be read: {str(error).splitlines()[0]}.",
+                    f"The prompt library {self.path} cannot be read: {told(error)}.",
                     "Mend it, or move it away to start with the prompts that come with Persona Lab.",
                 ) from error
 

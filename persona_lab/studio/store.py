@@ -11,13 +11,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from persona_lab.errors import BadInput, UnknownName
-from persona_lab.formats import upgraded, written
+from persona_lab.events import drop_partial_line
+from persona_lab.formats import told, upgraded, written
 from persona_lab.home import Home, disk_errors, write_atomic
 from persona_lab.studio.records import MOST_ROWS, Batch, Rating, Row
 from persona_lab.types import Frozen, slug
@@ -83,9 +84,7 @@ class BatchStore:
         try:
             return upgraded("batch", path.read_bytes(), Batch)
         except ValueError as error:
-            raise BadInput(
-                f"The batch file {path} cannot be read: {str(error).splitlines()[0]}.", "Delete the batch."
-            ) from error
+            raise BadInput(f"The batch file {path} cannot be read: {told(error)}.", "Delete the batch.") from error
 
     def rows(self, batch_id: str) -> dict[str, Row]:
         """Rows written so far, by id."""
@@ -137,20 +136,8 @@ def _read(path: Path, model: type[Record]) -> list[Record]:
 
 
 def _append(path: Path, record: Frozen) -> None:
-    with disk_errors(path.parent), path.open("a+b") as file:
-        _mend(file)
+    drop_partial_line(path)
+    with disk_errors(path.parent), path.open("ab") as file:
         file.write(record.model_dump_json().encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def _mend(file: IO[bytes]) -> None:
-    """Cut off half a line that a crash left at the end."""
-    size = file.seek(0, os.SEEK_END)
-    if not size:
-        return
-    file.seek(size - 1)
-    if file.read(1) != b"\n":
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-    file.seek(0, os.SEEK_END)

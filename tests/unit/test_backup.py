@@ -7,7 +7,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -62,6 +62,33 @@ def full_home(home: Home, persona_factory: Callable[..., Persona], tmp_path: Pat
     home.plugins.mkdir()
     (home.plugins / "mine.py").write_text("print('hello')")
     return home
+
+
+def test_what_was_held_out_since_stays_held_out(full_home: Home, tmp_path: Path) -> None:
+    ledger = full_home.persona("tam") / "held_out.jsonl"
+    before = ledger.read_bytes()
+    backup.back_up(full_home, tmp_path / "b.zip")
+    later = [*before.splitlines()[1:], b'{"kind": "reply", "key": "later", "row": "r", "dataset": "tam-v2"}']
+    ledger.write_bytes(b"\n".join(later) + b"\n")  # one line went, one came
+    with Engine.open(full_home.root) as engine:
+        done = engine.restore(tmp_path / "b.zip")
+    assert set(ledger.read_bytes().splitlines()) == {*before.splitlines(), later[-1]}
+    assert (Path(done.replaced) / "personas/tam/held_out.jsonl").read_bytes() == b"\n".join(later) + b"\n"
+
+
+def test_a_file_that_cannot_be_read_is_said(full_home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's refusal is put in its place: root, as whom tests may run, is refused nothing."""
+    opened = backup._patiently
+
+    def refused(source: Path) -> IO[bytes]:
+        if source.name == "card.json":
+            raise PermissionError(13, "Permission denied", str(source))
+        return opened(source)
+
+    monkeypatch.setattr(backup, "_patiently", refused)
+    with pytest.raises(BadInput, match=r"card.json cannot be read"):
+        backup.back_up(full_home, tmp_path / "b.zip")
+    assert not (tmp_path / "b.zip").exists()
 
 
 @pytest.fixture

@@ -100,6 +100,36 @@ def test_a_newer_library_is_left_alone(whole: Home) -> None:
     assert whole.library.read_text() == newer
 
 
+NEWER = (
+    "runs/tam-lora-1/job.json", "variants/tam-lora-1/variant.json", "personas/tam/datasets/tam-v1.summary.json",
+    "settings.json",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_what_a_newer_version_wrote_is_named_and_left_alone(whole: Home, name: str) -> None:
+    path = whole.root / name
+    newer = json.dumps({**json.loads(path.read_bytes()), "schema": 99})
+    path.write_text(newer)
+    found = [
+        finding for finding in checkup.repair(whole, deep=True) if finding.path in (name, Path(name).parent.as_posix())
+    ]
+    assert [(finding.mendable, finding.done) for finding in found] == [(False, "")]
+    assert "newer" in found[0].what
+    assert "Update Persona Lab" in found[0].remedy
+    assert path.read_text() == newer
+
+
+def test_a_newer_dataset_is_left_alone(whole: Home) -> None:
+    path = whole.root / "personas/tam/datasets/tam-v1.jsonl"
+    first, _, rest = path.read_text().partition("\n")
+    path.write_text(json.dumps({**json.loads(first), "schema": 99}) + "\n" + rest)
+    before = path.read_bytes()
+    found = [finding for finding in checkup.repair(whole, deep=True) if finding.path.endswith("tam-v1.jsonl")]
+    assert [finding.mendable for finding in found] == [False], found
+    assert path.read_bytes() == before
+
+
 def test_a_home_in_use_is_looked_at_and_not_repaired(whole: Home) -> None:
     with Engine.open(whole.root):
         assert checkup.examine(whole) == []
