@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -674,10 +675,11 @@ class Engine(Talking, Queueing, Keeping, Pulling, Sharing, Guests, Versions):
         found = self.catalog.find_variant(variant_id)
         if found is not None:
             return found
-        bases = {f"base-{summary.id}": summary.id for summary in self.personas()}
-        if variant_id in bases:
-            return self.base_variant(bases[variant_id])
-        raise UnknownName("variant", variant_id, [v.id for v in self.variants()] + list(bases))
+        if variant_id.startswith("base-"):
+            with suppress(UnknownName):
+                return self.base_variant(variant_id.removeprefix("base-"))
+        bases = [f"base-{summary.id}" for summary in self.personas()]
+        raise UnknownName("variant", variant_id, [v.id for v in self.variants()] + bases)
 
     def blended(self, variants: Sequence[Variant], weights: Mapping[str, float]) -> list[Variant]:
         """The variants, those of the strategy `aspects` with other weights, for the chat; nothing is saved.

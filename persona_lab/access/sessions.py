@@ -7,6 +7,7 @@ used to take it over.
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 import threading
 import time
@@ -23,6 +24,8 @@ DEVICE_SECONDS = 180 * 24 * 3600
 OWNER_IDLE = 12 * 3600.0
 OWNER_LONGEST = 7 * 24 * 3600.0
 GUEST_IDLE = 2 * 3600.0
+NEVER_CAME = 60.0
+"""A session whose cookie was never brought back is over after so long: it must not hold a place for hours."""
 GUEST_LONGEST = 24 * 3600.0
 MOST_OWNERS = 50
 MOST_GUESTS = 1000
@@ -103,6 +106,11 @@ class Guest:
     votes: int = 0
     refused: int = 0
     busy: bool = False
+    came: bool = False
+    """The cookie was brought back."""
+    ended: bool = False
+    stopped: bool = False
+    """Stop was pressed; holds for the reply that is waited for."""
     talk: Any = None
     """The conversation, of the page's own kind."""
 
@@ -133,8 +141,10 @@ class Guests:
             self._tidy(moment)
             door = self._doors.setdefault(link.id, Bucket(2 * link.limits.guests, 60, self._clock))
             here = sum(guest.link == link.id for guest in self._guests.values())
-            if here >= link.limits.guests or len(self._guests) >= MOST_GUESTS or door.take():
-                raise BadInput(f"{here} guests are here already.", "Try again later.")
+            if here >= link.limits.guests or len(self._guests) >= MOST_GUESTS:
+                raise BadInput(f"This chat is full: {here} guests are here already.", "Try again later.")
+            if wait := door.take():
+                raise BadInput("Many guests came at once.", f"Try again in {math.ceil(wait)} s.")
             guest = Guest(
                 id=secrets.token_hex(6), link=link.id, began=moment, seen=moment,
                 bucket=Bucket(link.limits.messages_a_minute, 60, self._clock),
@@ -152,7 +162,7 @@ class Guests:
             guest = self._guests.get(_hashed(secret))
             if guest is None or self._over(guest, moment):
                 return None
-            guest.seen = moment
+            guest.seen, guest.came = moment, True
             return guest
 
     def all(self) -> list[Guest]:
@@ -169,18 +179,12 @@ class Guests:
     def end(self, guest_id: str) -> bool:
         """Send a guest away; whether there was one. The link lets the person in again unless it is revoked."""
         with self._lock:
-            found = [key for key, guest in self._guests.items() if guest.id == guest_id]
-            for key in found:
-                del self._guests[key]
-            return bool(found)
+            return bool(self._end(lambda guest: guest.id == guest_id))
 
     def end_link(self, link_id: str) -> int:
         """Send every guest of a link away; how many they were."""
         with self._lock:
-            found = [key for key, guest in self._guests.items() if guest.link == link_id]
-            for key in found:
-                del self._guests[key]
-            return len(found)
+            return self._end(lambda guest: guest.link == link_id)
 
     def spend(self, guest: Guest, tokens: int) -> None:
         """Count tokens that were written for a guest."""
@@ -201,8 +205,14 @@ class Guests:
             return max(0, min(link.limits.tokens - guest.tokens, link.limits.link_tokens - spent))
 
     def _over(self, guest: Guest, moment: float) -> bool:
-        return moment - guest.seen > GUEST_IDLE or moment - guest.began > GUEST_LONGEST
+        idle = GUEST_IDLE if guest.came else NEVER_CAME
+        return moment - guest.seen > idle or moment - guest.began > GUEST_LONGEST
 
     def _tidy(self, moment: float) -> None:
-        for key in [key for key, guest in self._guests.items() if self._over(guest, moment)]:
-            del self._guests[key]
+        self._end(lambda guest: self._over(guest, moment))
+
+    def _end(self, over: Callable[[Guest], bool]) -> int:
+        found = [key for key, guest in self._guests.items() if over(guest)]
+        for key in found:
+            self._guests.pop(key).ended = True
+        return len(found)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -46,7 +47,6 @@ from persona_lab.ui.run_panel import IDLE_SECONDS
 from persona_lab.ui.server import (
     LOOPBACK,
     ClosedWindows,
-    OriginGuard,
     credentials,
     free_port,
     needs_login,
@@ -72,6 +72,8 @@ TABS = (
 UPLOAD_LIMIT = "256mb"
 QUEUE_LIMIT = 64
 CACHE_SECONDS = 24 * 3600
+STOP_SECONDS = 0.2
+CLOSING_SECONDS = 2
 
 # A reload comes back to the tab that was open. Gradio selects the first tab while the page is built, too: that one does
 # not count, or a slow browser would forget the tab before it is asked for it.
@@ -169,9 +171,10 @@ def serve(
     login = needs_login(host, share, public_url)
     origins = (origin_of(public_url),) if public_url else ()
     chosen_port = free_port(host, port)
-    stop = threading.Event()
+    # a list, not an Event: the handler runs in this thread, which may hold the Event's lock at that moment
+    asked: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda _number, _frame: stop.set())
+        signal.signal(number, lambda number, _frame: asked.append(number))
     with Engine.open(home, tabs=True) as engine:
         door = Door(engine, login, account, origins)
         demo, page = build_page(engine, door)
@@ -179,16 +182,15 @@ def serve(
             url = _launch(demo, door, host, chosen_port, share, debug)
             _tell(door, share)
             print(f"Persona Lab is ready at {url}", flush=True)
-            if login:
-                door.store.publish(door.address)
+            door.store.publish(door.address if login else "")
             if open_browser:
                 # the owner's own browser need not ask for the password that stands in the terminal
                 _open_browser(f"{url}/login?ticket={door.signing.ticket()}" if login else url)
-            while not stop.wait(0.5):
-                pass
+            while not asked:
+                time.sleep(STOP_SECONDS)
         finally:
-            if login:
-                door.store.publish("")
+            door.closing = True
+            door.store.publish("")
             engine.stop_chat()
             demo.close(verbose=False)
             shutil.rmtree(page.downloads, ignore_errors=True)
@@ -197,9 +199,8 @@ def serve(
 def _launch(demo: gr.Blocks, door: Door, host: str, port: int, share: bool, debug: bool) -> str:
     """Serve; gives the address on this machine. What others use is in `door.origins`."""
     demo.queue(max_size=QUEUE_LIMIT, default_concurrency_limit=4, api_open=False)
-    guards = [Middleware(Gate, door=door), Middleware(ClosedWindows), Middleware(MendedScript)]
-    if not door.login:
-        guards.insert(0, Middleware(OriginGuard, loopback=host in LOOPBACK))
+    gate = Middleware(Gate, door=door, loopback=host in LOOPBACK)
+    guards = [gate, Middleware(ClosedWindows), Middleware(MendedScript)]
     _, local, shared = demo.launch(
         server_name=host,
         server_port=port,
@@ -219,6 +220,8 @@ def _launch(demo: gr.Blocks, door: Door, host: str, port: int, share: bool, debu
         app_kwargs={"openapi_url": None, "docs_url": None, "redoc_url": None, "middleware": guards},
     )
     door.local = local.rstrip("/")
+    # guests wait in streams that do not end by themselves
+    demo.server.config.timeout_graceful_shutdown = CLOSING_SECONDS
     door.started = True
     if shared:
         door.origins = (shared.rstrip("/").lower(), *door.origins)

@@ -6,6 +6,7 @@ One `Door` a running page. The gate asks it at every request; the Sharing tab sh
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import time
 from collections.abc import Iterable
@@ -26,6 +27,8 @@ from persona_lab.errors import PersonaLabError
 if TYPE_CHECKING:
     from persona_lab.access.records import GuestLink
     from persona_lab.access.signing import Signing
+
+log = logging.getLogger(__name__)
 
 OWNER = "owner"
 
@@ -50,6 +53,7 @@ class Door:
         self.origins = tuple(origins)
         self.local = ""
         self.started = False
+        self.closing = False
         self.store: AccessStore = engine.access
         self.throttle = LoginThrottle()
         self.owners = OwnerSessions(self._kept)
@@ -126,12 +130,20 @@ class Door:
     def open_link(self, token: str) -> GuestLink | None:
         """The link of this token; None: not signed here, or no longer there. It may be revoked or expired."""
         found = self.signing.link_id(token)
-        return next((link for link in self.store.read().links if link.id == found), None) if found else None
+        return self._link(found) if found else None
 
     def link_of(self, guest: Guest) -> GuestLink | None:
         """The link that a guest came with, if it still holds."""
-        found = next((link for link in self.store.read().links if link.id == guest.link), None)
+        found = self._link(guest.link)
         return found if found is not None and found.status == "open" else None
+
+    def _link(self, link_id: str) -> GuestLink | None:
+        """A link; none where the file cannot be read: what is wrong with it is the owner's to know."""
+        try:
+            return next((link for link in self.store.read().links if link.id == link_id), None)
+        except PersonaLabError as error:
+            log.warning("Guests are turned away: %s", error)
+            return None
 
     @property
     def paused(self) -> bool:

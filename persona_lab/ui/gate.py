@@ -3,7 +3,8 @@
 The lab, with all of gradio's endpoints, answers its owner only. Guests have pages of their own (`guest_pages`), nobody
 has the login page. What is not allowed by name is refused, so an endpoint that a new gradio adds is closed too.
 
-The order for a request: another site's is refused; `/g/` and `/guest/` go to the guests' pages; where there is a login,
+The order for a request: another site's is refused, and on a loopback address one that calls us by another name (a site
+could rebind its own name to 127.0.0.1); `/g/` and `/guest/` go to the guests' pages; where there is a login,
 `/login` and `/logout` go to the login page, and the rest needs the owner's cookie.
 """
 
@@ -23,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from persona_lab.ui.door import Door
 from persona_lab.ui.guest_pages import guest_pages
 from persona_lab.ui.login_page import login_pages
+from persona_lab.ui.server import LOOPBACK
 
 USER = "persona_lab.user"
 """Key of the scope under which later code finds who asks."""
@@ -70,8 +72,8 @@ _PAGES = _EVERYWHERE | {
 class Gate:
     """The middleware. Hides nothing that is not also refused."""
 
-    def __init__(self, app: ASGIApp, door: Door) -> None:
-        self._app, self._door = app, door
+    def __init__(self, app: ASGIApp, door: Door, loopback: bool = False) -> None:
+        self._app, self._door, self._loopback = app, door, loopback
         self._guests = guest_pages(door)
         self._login = login_pages(door)
 
@@ -83,12 +85,13 @@ class Gate:
             await self._app(scope, receive, send)
             return
         door, path = self._door, scope["path"]
-        if door.login and not from_here(Headers(scope=scope), door.origins):
+        headers = Headers(scope=scope)
+        if not from_here(headers, door.origins) or (self._loopback and not door.login and not called_loopback(headers)):
             told = "This request comes from another site and was refused."
-            if not door.origins:
+            if door.login and not door.origins:
                 told += " Behind a proxy of your own, start with --public-url and its address."
             await _refuse(PlainTextResponse(told, status_code=403), scope, receive, send)
-        elif _theirs(path, door.login) and _too_long(Headers(scope=scope)):
+        elif _theirs(path, door.login) and _too_long(headers):
             told = "This is more than this page takes."
             await _refuse(PlainTextResponse(told, status_code=413), scope, receive, send)
         elif path.startswith(("/g/", "/guest/")):
@@ -137,6 +140,14 @@ def from_here(headers: Headers, origins: Iterable[str] = ()) -> bool:
         return given[0].lower() in origins or _host(given[0]) == headers.get("host", "").lower()
     strange = headers.get("sec-fetch-site") in ("cross-site", "same-site")
     return not strange or headers.get("sec-fetch-mode") == "navigate"
+
+
+def called_loopback(headers: Headers) -> bool:
+    """Whether Host names this machine itself."""
+    try:
+        return urlsplit(f"//{headers.get('host', '')}").hostname in LOOPBACK
+    except ValueError:
+        return False
 
 
 def _host(origin: str) -> str | None:

@@ -107,6 +107,7 @@ class _Guests:
         self.engine = door.engine
         self._page = (FOLDER / "page.html").read_text(encoding="utf-8")
         self._door_page = Template((FOLDER / "welcome.html").read_text(encoding="utf-8"))
+        self._static = {name: (FOLDER / name).read_bytes() for name in _STATIC}
 
     # --- coming in -------------------------------------------------------------------------------
 
@@ -136,7 +137,7 @@ class _Guests:
             return "a character"
 
     async def enter(self, request: Request) -> Response:
-        """The button was pressed: a session, in a cookie that only the guests' pages are sent."""
+        """The button was pressed: a session, in a cookie."""
         link = self.door.open_link(request.path_params["token"])
         if link is None or link.status != "open":
             return self._told(GONE, 404 if link is None else 410)
@@ -146,14 +147,16 @@ class _Guests:
             return reply
         try:
             secret, guest = self.door.guests.begin(link)
-            guest.talk = await anyio.to_thread.run_sync(begin, self.engine, guest, link)
         except BadInput as error:
-            return self._told(f"This chat is full: {error}", 503)
-        except PersonaLabError:
-            log.warning("The guest link %s cannot be used: its character is gone", link.id)
+            return self._told(str(error), 503)
+        try:
+            guest.talk = await anyio.to_thread.run_sync(begin, self.engine, guest, link)
+        except PersonaLabError as error:
+            self.door.guests.end(guest.id)
+            log.warning("The guest link %s cannot be used: %s", link.id, error)
             return self._told(GONE, 410)
         reply.set_cookie(
-            self.door.guest_cookie, secret, max_age=int(GUEST_LONGEST), path="/guest", httponly=True, samesite="lax",
+            self.door.guest_cookie, secret, max_age=int(GUEST_LONGEST), path="/", httponly=True, samesite="lax",
             secure=over_https(request, self.door),
         )  # fmt: skip
         return reply
@@ -170,7 +173,7 @@ class _Guests:
         name = f"page.{request.path_params['kind']}"
         if name not in _STATIC:
             return JSONResponse({"error": "There is nothing here."}, status_code=404)
-        return Response((FOLDER / name).read_bytes(), media_type=_STATIC[name])
+        return Response(self._static[name], media_type=_STATIC[name])
 
     # --- talking ---------------------------------------------------------------------------------
 
@@ -191,9 +194,7 @@ class _Guests:
             except No as no:
                 headers = {"retry-after": str(no.more["seconds"])} if "seconds" in no.more else {}
                 return JSONResponse({"error": no.told, **no.more}, status_code=no.status, headers=headers)
-            except BadInput as error:
-                return JSONResponse({"error": str(error)}, status_code=409)
-            except PersonaLabError:
+            except PersonaLabError:  # it may name files and ids of the owner's
                 log.exception("A guest's request could not be met")
                 return JSONResponse({"error": SORRY}, status_code=503)
             except Exception:
@@ -216,12 +217,10 @@ class _Guests:
     async def state(self, request: Request, guest: Guest, link: GuestLink) -> Response:
         """Everything that the page draws."""
         session: Session = guest.talk
-        persona = await anyio.to_thread.run_sync(self.engine.persona, link.persona)
-        names = await anyio.to_thread.run_sync(self._speakers, link)
-        picture = thumbnail(persona.avatar)
+        name, picture, names = await anyio.to_thread.run_sync(self._known, link)
         return JSONResponse(
             {
-                "name": persona.name,
+                "name": name,
                 "picture": picture,
                 "blind": session.hidden,
                 "speakers": [] if link.vote else names,
@@ -236,6 +235,11 @@ class _Guests:
                 "tokens_left": self.door.guests.left(guest, link),
             }
         )
+
+    def _known(self, link: GuestLink) -> tuple[str, str, list[str]]:
+        """What a guest may know of a link's character: name, picture, and who speaks."""
+        persona = self.engine.persona(link.persona)
+        return persona.name, thumbnail(persona.avatar), self._speakers(link)
 
     def _speakers(self, link: GuestLink) -> list[str]:
         """What a guest may know of the variants: their names, and how each was made."""
@@ -298,6 +302,7 @@ class _Guests:
     async def stop(self, request: Request, guest: Guest, link: GuestLink) -> Response:
         """End the reply that is being written; what was said stays."""
         if guest.busy:
+            guest.stopped = True  # it may wait in the line still
             await anyio.to_thread.run_sync(self.engine.stop_chat, guest.owner)
         return JSONResponse({"stopped": True})
 
@@ -322,7 +327,10 @@ class _Guests:
             raise No(503, PAUSED, paused=True)
         if guest.busy:
             raise No(409, "A reply is still being written.")
-        vote = session.vote(guest.owner, wish.outcome, wish.winner if wish.outcome == "win" else None, "")
-        await anyio.to_thread.run_sync(self.engine.votes.cast, vote)
+        try:
+            vote = session.vote(guest.owner, wish.outcome, wish.winner if wish.outcome == "win" else None, "")
+            await anyio.to_thread.run_sync(self.engine.votes.cast, vote)
+        except BadInput:
+            raise No(409, "There are no two replies to choose between, or you have voted on them.") from None
         guest.votes += 1
         return JSONResponse({"voted": True})

@@ -88,9 +88,10 @@ class Answering:
         self._chunks: asyncio.Queue[ChatChunk | None] = asyncio.Queue()
         self._asked = False
         self._over = False
+        self._finished = False
         self._written: dict[int, int] = {}
         self._talks = session.talks
-        guest.busy = True
+        guest.busy, guest.stopped = True, False
 
     # --- the end ---------------------------------------------------------------------------------
 
@@ -99,7 +100,7 @@ class Answering:
         if self._over:
             return
         self._over = True
-        if self._asked:
+        if self._asked and not self._finished:
             # beside the loop: it writes into the worker's pipe. The place is given up when the worker is done
             asyncio.get_running_loop().run_in_executor(None, self._engine.stop_chat, self.guest.owner)
         else:
@@ -111,8 +112,14 @@ class Answering:
 
     def _ended(self) -> str:
         """Why this guest is not answered any longer; empty: go on."""
+        if self.door.closing:
+            return SORRY
         if self.door.paused:
             return ENDED
+        if self.guest.ended:
+            return "Your visit is over. Open the link again."
+        if self.guest.stopped:
+            return "Stopped."
         return "" if self.door.link_of(self.guest) is not None else "This link does not hold any more."
 
     # --- the reply -------------------------------------------------------------------------------
@@ -121,12 +128,13 @@ class Answering:
         """What the page is told."""
         if self.place.position:
             yield {"position": self.place.position}
-        while not await self.place.wait(LOOK_SECONDS):
+        while not (turn := await self.place.wait(LOOK_SECONDS)) or self._ended():
             if told := self._ended():
                 self._fail(told)
                 yield {"error": told, "done": True}
                 return
-            yield {"position": self.place.position}
+            if not turn:
+                yield {"position": self.place.position}
         yield {"position": 0}
         async for line in self._replies():
             yield line
@@ -187,6 +195,8 @@ class Answering:
 
         try:
             for chunk in self._engine.chat(requests, owner=self.guest.owner):
+                if self._over:  # leaving closes the engine's stream, and that stops the worker
+                    break
                 tell(self._chunks.put_nowait, chunk)
         except Exception as error:
             log.error("A reply to a guest failed", exc_info=error)
@@ -197,9 +207,11 @@ class Answering:
 
     async def _next(self) -> ChatChunk | None:
         try:
-            return await asyncio.wait_for(self._chunks.get(), LOOK_SECONDS)
+            chunk = await asyncio.wait_for(self._chunks.get(), LOOK_SECONDS)
         except TimeoutError:
             return _NOTHING
+        self._finished = chunk is None
+        return chunk
 
     def _count(self, pane: int, chunk: ChatChunk) -> None:
         if chunk.stamp is not None:

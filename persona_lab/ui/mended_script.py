@@ -50,7 +50,7 @@ class MendedScript:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._made: dict[str, str | None] = {}
+        self._made: dict[str, str] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = SCRIPT.search(scope["path"]) if scope["type"] == "http" and scope["method"] == "GET" else None
@@ -62,9 +62,12 @@ class MendedScript:
         await Response(text, media_type="text/javascript", headers=headers)(scope, receive, send)
 
     def _text(self, name: str) -> str | None:
-        if name not in self._made:
-            self._made[name] = _read(name)
-        return self._made[name]
+        if name in self._made:
+            return self._made[name]
+        text = _read(name)
+        if text is not None:  # names are a visitor's: only those that exist are kept
+            self._made[name] = text
+        return text
 
 
 def _read(name: str) -> str | None:

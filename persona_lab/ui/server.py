@@ -11,9 +11,7 @@ import socket
 from collections.abc import Mapping
 from urllib.parse import parse_qs, urlsplit
 
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from persona_lab.errors import UserError
@@ -27,25 +25,6 @@ PORTS_TRIED = 100
 
 class Refused(UserError):
     """The page will not start like this."""
-
-
-class OriginGuard:
-    """Answers 403 to a request that changes something and comes from another site.
-
-    Gradio accepts cross-origin uploads on localhost; any web page the user visits could post to us otherwise. On a
-    loopback address the Host itself must be loopback too, or a site could rebind its own name to 127.0.0.1.
-    """
-
-    def __init__(self, app: ASGIApp, loopback: bool = True) -> None:
-        self._app = app
-        self._loopback = loopback
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not allowed(Headers(scope=scope), scope["method"], self._loopback):
-            reply = PlainTextResponse("This request comes from another site and was refused.", status_code=403)
-            await reply(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
 
 
 class ClosedWindows:
@@ -72,17 +51,6 @@ def _of_a_closed_window(scope: Scope, error: KeyError | RuntimeError) -> bool:
         session = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("session_hash", [])
         return error.args[:1] == tuple(session)
     return isinstance(error.__cause__, HTTPException) and error.__cause__.status_code == 404
-
-
-def allowed(headers: Mapping[str, str], method: str, loopback: bool) -> bool:
-    """Whether a request with these headers may pass."""
-    host = headers.get("host", "")
-    if loopback and urlsplit(f"//{host}").hostname not in LOOPBACK:
-        return False
-    origin = headers.get("origin")
-    if method in ("GET", "HEAD", "OPTIONS") or origin is None:
-        return True
-    return urlsplit(origin).netloc == host
 
 
 def credentials(environment: Mapping[str, str] = os.environ) -> tuple[str, str] | None:

@@ -13,6 +13,7 @@ from persona_lab.ui.html import chip, duration, empty, esc, plural, table, when
 from persona_lab.ui.notices import guarded, problem_box
 from persona_lab.ui.page import QUIET, Page
 
+PAUSE = "Pause sharing"
 TONES = {"open": "good", "revoked": "bad", "expired": "warn"}
 _LIMITS = ("messages_a_minute", "message_characters", "turns", "reply_tokens", "tokens", "link_tokens", "guests")
 
@@ -31,7 +32,7 @@ class _Sharing:
         gr.Markdown("### Let others talk to your characters\nA guest sees a chat and nothing else of this page.")
         self.status = gr.HTML(elem_id="sharing-status")
         with gr.Row():
-            self.switch = gr.Button("Pause sharing", variant="stop", size="sm", elem_id="sharing-pause")
+            self.switch = gr.Button(PAUSE, variant="stop", size="sm", elem_id="sharing-pause")
             self.fresh = gr.Button("Refresh", size="sm", elem_id="sharing-refresh")
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=320):
@@ -82,7 +83,7 @@ class _Sharing:
         self.fresh.click(guarded(len(self.opened))(self.draw), None, self.opened, **QUIET)
         # not through gradio's queue: the switch has to work while everything waits
         self.switch.click(
-            guarded(len(self.opened))(self._switch), None, self.opened, queue=False, show_progress="hidden",
+            guarded(len(self.opened))(self._switch), self.switch, self.opened, queue=False, show_progress="hidden",
             api_visibility="private",
         )  # fmt: skip
         asked = [self.page.persona, self.variants, self.vote, self.hours, self.name, *self.limits]
@@ -109,11 +110,11 @@ class _Sharing:
         here = [(f"{guest.id} ({names.get(guest.link, 'no link')})", guest.id) for guest in guests]
         return [
             self._status(paused, len(guests)),
-            gr.update(value="Go on sharing" if paused else "Pause sharing", variant="primary" if paused else "stop"),
+            gr.update(value="Go on sharing" if paused else PAUSE, variant="primary" if paused else "stop"),
             links_table(links),
-            gr.update(choices=usable, value=usable[0][1] if usable else None),
+            gr.update(choices=usable, value=None),
             self._guests(names),
-            gr.update(choices=here, value=here[0][1] if here else None),
+            gr.update(choices=here, value=None),
         ]
 
     def _status(self, paused: bool, guests: int) -> str:
@@ -151,8 +152,8 @@ class _Sharing:
 
     # --- doing -----------------------------------------------------------------------------------
 
-    def _switch(self) -> list[Any]:
-        self.door.pause(not self.door.paused)
+    def _switch(self, label: str) -> list[Any]:
+        self.door.pause(label == PAUSE)  # what the button says, also if it was paused elsewhere meanwhile
         return self.draw()
 
     def _make(
@@ -169,18 +170,18 @@ class _Sharing:
 
     def _address(self, link_id: str | None) -> str:
         if not link_id:
-            raise BadInput("There is no link to show.", "Make one first.")
+            raise BadInput("No link is chosen.", "Choose one of the list, or make one.")
         return self.door.link_address(self.door.store.link(link_id))
 
     def _revoke(self, link_id: str | None) -> list[Any]:
         if not link_id:
-            raise BadInput("There is no link to revoke.", "Make one first.")
+            raise BadInput("No link is chosen.", "Choose the one to revoke.")
         self.door.revoke(link_id)
         return self.draw()
 
     def _away(self, guest_id: str | None) -> list[Any]:
         if not guest_id:
-            raise BadInput("Nobody is here.", "Press Refresh to look again.")
+            raise BadInput("No guest is chosen.", "Choose one of the list; Refresh looks again.")
         self.door.send_away(guest_id)
         return self.draw()
 

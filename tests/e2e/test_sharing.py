@@ -66,6 +66,10 @@ def test_the_owner_shares_and_a_guest_chats_and_votes(shared: SharedPage, new_pa
     expect(guest.get_by_role("status")).to_contain_text("paused")
     owner.get_by_role("button", name="Go on sharing").click()
     expect(owner.locator("#sharing-status")).to_contain_text("asks for your password")
+    owner.locator("#sharing-revoke").click()  # nothing is chosen: a second press must not end another link
+    expect(owner.get_by_text("No link is chosen")).to_be_visible()
+    owner.locator("#sharing-link input").click()
+    owner.get_by_role("option", name="Guests of tam").click()
     owner.locator("#sharing-revoke").click()
     expect(owner.locator("#sharing-links")).to_contain_text("revoked")
     expect(owner.locator("#sharing-guests")).to_contain_text("Nobody is here")

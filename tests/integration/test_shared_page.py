@@ -378,8 +378,8 @@ def test_the_pages_own_switch_works_while_everything_waits(page: SharedPage) -> 
         assert switch["queue"] is False
         return int(switch["id"])
 
-    async def press(owner: httpx.AsyncClient, switch: int, wanted: str) -> None:
-        body = {"data": [], "fn_index": switch, "session_hash": "switching1"}
+    async def press(owner: httpx.AsyncClient, switch: int, label: str, wanted: str) -> None:
+        body = {"data": [label], "fn_index": switch, "session_hash": "switching1"}
         told = await owner.post("/gradio_api/run/predict", json=body)
         assert told.status_code == 200, told.text
         assert wanted in told.text
@@ -394,11 +394,12 @@ def test_the_pages_own_switch_works_while_everything_waits(page: SharedPage) -> 
             while not any(code == 429 for code, _ in results):
                 await asyncio.sleep(0.05)
                 assert not all(task.done() for task in tasks)
-            await press(owner, switch, "paused")
+            await press(owner, switch, "Pause sharing", "paused")
             began = time.monotonic()
             await asyncio.gather(*tasks)
             seconds = time.monotonic() - began
-            await press(owner, switch, "asks for your password")
+            await press(owner, switch, "Pause sharing", "paused")  # pressed twice, it does not go on
+            await press(owner, switch, "Go on sharing", "asks for your password")
             return results, seconds
 
     try:
@@ -423,6 +424,45 @@ def test_a_revoked_link_is_dead_at_the_next_request(page: SharedPage) -> None:
         assert guest.get("/guest/").status_code == 403
         assert guest.post(str(made["path"])).status_code == 410
         assert guest.get("/g/forged.token").status_code == 404
+
+
+def test_a_link_that_is_opened_twice_in_one_browser_makes_one_guest(page: SharedPage) -> None:
+    made = page.share("create", "--persona", "tam", "--variant", "tam-1", "--limit", "guests=1")
+    path = str(made["path"])
+    with page.guest(path) as first, page.nobody() as another:
+        assert first.post(path).status_code == 303  # the place is still the same one's
+        assert first.get("/guest/state").status_code == 200
+        full = another.post(path)
+        assert full.status_code == 503
+        assert "This chat is full" in full.text
+
+
+def test_stop_holds_in_the_waiting_line_too(page: SharedPage) -> None:
+    long = ("--limit", "reply_tokens=1024")
+    path = str(page.share("create", "--persona", "tam", "--variant", "tam-1", *long)["path"])
+    results: dict[int, tuple[int, list[dict[str, object]]]] = {}
+
+    def talk(number: int, client: httpx.Client) -> None:
+        results[number] = say(client, "Go on for ever.")
+
+    with ExitStack() as stack:
+        guests = [stack.enter_context(page.guest(path)) for _ in range(12)]
+        threads = [threading.Thread(target=talk, args=pair) for pair in enumerate(guests)]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.05)  # in this order
+        began = time.monotonic()
+        assert guests[-1].post("/guest/stop", json={}).status_code == 200
+        threads[-1].join(30)
+        assert time.monotonic() - began < 5
+        code, lines = results[len(guests) - 1]
+        assert code == 200
+        assert "Stopped." in json.dumps(lines)
+        assert not any(line.get("position") == 0 for line in lines), "it was stopped before its turn"
+        page.share("pause")
+        for thread in threads:
+            thread.join(60)
+        page.share("resume")
 
 
 def test_opening_a_link_makes_no_guest_until_the_button_is_pressed(page: SharedPage, link: str) -> None:

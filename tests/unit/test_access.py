@@ -16,7 +16,7 @@ import pytest
 from persona_lab.access.line import Line, LineFull
 from persona_lab.access.passwords import hash_password, make_password, matches
 from persona_lab.access.records import GuestLimits, GuestLink
-from persona_lab.access.sessions import GUEST_IDLE, OWNER_IDLE, OWNER_LONGEST, Guests, OwnerSessions
+from persona_lab.access.sessions import GUEST_IDLE, NEVER_CAME, OWNER_IDLE, OWNER_LONGEST, Guests, OwnerSessions
 from persona_lab.access.signing import TICKET_SECONDS, Signing
 from persona_lab.access.store import AccessStore
 from persona_lab.access.throttle import FREE_TRIES, LONGEST_WAIT, Bucket, LoginThrottle
@@ -200,6 +200,20 @@ def test_guests_are_counted_by_link_and_go_when_they_are_idle() -> None:
     again, guest = guests.begin(small)
     assert guests.end(guest.id)
     assert guests.get(again) is None
+
+
+def test_a_session_that_nobody_came_back_with_frees_its_place_soon() -> None:
+    clock = Clock()
+    guests = Guests(clock)
+    small = link(limits=GuestLimits(guests=2))
+    secret, came = guests.begin(small)
+    assert guests.get(secret) is came
+    _, never = guests.begin(small)
+    clock.now += NEVER_CAME + 1
+    guests.begin(small)
+    assert never.ended
+    assert not came.ended
+    assert guests.get(secret) is came
 
 
 def test_a_new_visit_does_not_renew_what_a_link_may_cost() -> None:

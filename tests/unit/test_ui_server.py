@@ -12,11 +12,15 @@ from typing import Any
 
 import pytest
 from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse
 
+from persona_lab.engine import Engine
+from persona_lab.home import Home
+from persona_lab.ui.door import Door
+from persona_lab.ui.gate import Gate
 from persona_lab.ui.server import (
     ClosedWindows,
     Refused,
-    allowed,
     credentials,
     free_port,
     needs_login,
@@ -64,21 +68,42 @@ def test_vibe_mode_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("headers", "method", "passes"),
+    ("headers", "passes"),
     [
-        ({"host": "127.0.0.1:7860"}, "POST", True),
-        ({"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:7860"}, "POST", True),
-        ({"host": "127.0.0.1:7860", "origin": "https://evil.example"}, "POST", False),
-        ({"host": "127.0.0.1:7860", "origin": "null"}, "POST", False),
-        ({"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:9999"}, "POST", False),
-        ({"host": "127.0.0.1:7860", "origin": "https://evil.example"}, "GET", True),
-        ({"host": "evil.example:7860"}, "GET", False),
-        ({"host": "[::1]:7860", "origin": "http://[::1]:7860"}, "POST", True),
-        ({}, "GET", False),
+        ({"host": "127.0.0.1:7860"}, True),
+        ({"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:7860"}, True),
+        ({"host": "127.0.0.1:7860", "origin": "https://evil.example"}, False),
+        ({"host": "127.0.0.1:7860", "origin": "null"}, False),
+        ({"host": "127.0.0.1:7860", "origin": "http://["}, False),
+        ({"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:9999"}, False),
+        ({"host": "127.0.0.1:7860", "sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}, False),
+        ({"host": "127.0.0.1:7860", "sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, True),
+        ({"host": "evil.example:7860"}, False),
+        ({"host": "["}, False),
+        ({"host": "[::1]:7860", "origin": "http://[::1]:7860"}, True),
+        ({}, False),
     ],
 )
-def test_other_sites_cannot_post_nor_rebind_their_name(headers: dict[str, str], method: str, passes: bool) -> None:
-    assert allowed(headers, method, loopback=True) is passes
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_other_sites_cannot_use_the_page_nor_rebind_their_name(
+    headers: dict[str, str], passes: bool, method: str, home: Home
+) -> None:
+    """On this machine alone, without a login."""
+    page = PlainTextResponse("the page")
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": method, "path": "/", "query_string": b"", "headers": raw}
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b""}
+
+    with Engine.open(home.root) as engine, ThreadPoolExecutor(1) as apart:
+        answer = Gate(page, Door(engine), loopback=True)(scope, receive, send)
+        apart.submit(asyncio.run, answer).result()
+    assert sent[0]["status"] == (200 if passes else 403)
 
 
 def test_a_taken_port_gives_the_next_free_one() -> None:

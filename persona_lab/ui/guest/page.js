@@ -58,6 +58,8 @@ function draw(state) {
   answered = false;
   working(state.busy);
   tell(state.paused, Boolean(state.paused));
+  // a reply of before a reload, or of another window: look again until it is done
+  if (state.busy) setTimeout(() => ask("state").then((reply) => reply.json()).then(draw).catch(() => {}), 2000);
 }
 
 async function ask(path, body) {
