@@ -321,7 +321,8 @@ def main() -> None:
     bench = Bench(Home.resolve(options.home), options.base, options.prompts, options.seed)
     known = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {"traits": {}}
     results = known | {
-        "command": f"python benchmarks/traits.py --prompts {options.prompts} --seed {options.seed}",
+        "command": f"python benchmarks/traits.py --home DIR --base {options.base} --prompts {options.prompts} "
+        f"--seed {options.seed}" + (f" --traits {options.traits}" if options.traits else ""),
         "machine": machine(),
         "date": date.today().isoformat(),
         "base": options.base,
@@ -332,9 +333,10 @@ def main() -> None:
     names = [n for n in options.traits.split(",") if n] or [t.id for t in library.shipped()]
     with bench.host.model_for(None) as model:
         for name in [] if options.only_decoding else names:
-            if results["traits"].get(name, {}).get("prompts") != options.prompts:
-                before = results["traits"].get(name, {})
-                results["traits"][name] = measure(bench, model, name) | {"prompts": options.prompts}
+            before = results["traits"].get(name, {})
+            asked = {"prompts": options.prompts, "seed": options.seed, "fingerprint": bench.host.base_fingerprint}
+            if not asked.items() <= before.items():
+                results["traits"][name] = measure(bench, model, name) | asked
                 if results["traits"][name]["cpu_seconds"] is None:
                     results["traits"][name]["cpu_seconds"] = before.get("cpu_seconds")
                 _keep(options.out, results)

@@ -23,7 +23,14 @@ from persona_lab.inference.steering import Shift, steered
 from persona_lab.inference.trait_files import find_kept, settings_of, total_shift
 from persona_lab.inference.trait_files import told as told_traits
 from persona_lab.models.machine import memory_bytes
-from persona_lab.models.weights import check_config, fingerprint, read_header, read_json, safetensors_files
+from persona_lab.models.weights import (
+    check_config,
+    fingerprint,
+    read_header,
+    read_json,
+    safetensors_files,
+    weights_name,
+)  # fmt: skip
 from persona_lab.types import BaseModelInfo, Machine, Variant
 
 MAX_ADAPTERS = 8
@@ -258,7 +265,7 @@ class VariantHost:
         """The same for variants that run on the same weights; peft's name where they are an adapter."""
         if variant is None or variant.kind in ("base", "prompt"):
             return BASE
-        return f"{variant.quantization or ''}{variant.kind}_{fingerprint(Path(variant.path))}"
+        return weights_name(variant)
 
     @staticmethod
     def _quantization(variant: Variant | None) -> str:

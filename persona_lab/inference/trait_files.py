@@ -78,8 +78,11 @@ def write_kept(path: Path, kept: KeptTrait) -> None:
     write_atomic(path, save(tensors, metadata=metadata))
 
 
-def read_kept(path: Path) -> KeptTrait:
+def read_kept(path: Path, vectors: bool = True) -> KeptTrait:
     """What `write_kept` wrote.
+
+    Args:
+        vectors: False leaves them out: what the trait is and does is in the file's head.
 
     Raises:
         BadModel: it is gone or damaged.
@@ -89,12 +92,19 @@ def read_kept(path: Path) -> KeptTrait:
     try:
         with safe_open(path, framework="numpy") as file:
             about: Any = file.metadata() or {}
-            vectors = {int(name.removeprefix("layer.")): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys()) if vectors else []
+            found = {int(name.removeprefix("layer.")): file.get_tensor(name) for name in names}
         trait = Trait.model_validate_json(about["trait"])
         calibration = TraitCalibration.model_validate_json(about["calibration"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise BadModel(f"The trait's file {path} cannot be used: {error}.", "Compute the trait again.") from error
-    return KeptTrait(trait, calibration, vectors)
+    return KeptTrait(trait, calibration, found)
+
+
+def own_copy(variant: Variant, trait_id: str) -> Path | None:
+    """A steered variant's own vector of a trait; None where it has none."""
+    path = Path(variant.steering) / f"{trait_id}.safetensors" if variant.steering else None
+    return path if path is not None and path.is_file() else None
 
 
 def same_trait(a: Trait, b: Trait) -> bool:
@@ -106,7 +116,7 @@ def same_trait(a: Trait, b: Trait) -> bool:
 def find_kept(variant: Variant, home: Home | None, trait_id: str, weights: Sequence[str]) -> Path | None:
     """The vector's file: the variant's own copy, else (with a home) the first of these weights that has one; None: not
     computed."""
-    if variant.steering and (own := Path(variant.steering) / f"{trait_id}.safetensors").is_file():
+    if own := own_copy(variant, trait_id):
         return own
     if home is None:
         return None
@@ -187,7 +197,8 @@ def parse_traits(text: str) -> dict[str, float]:
             sign = ""
         if not sign or not name.strip():
             raise BadInput(f"{part!r} is no trait setting.", "Write settings like grumpy=60,archaic=-30.") from None
-    return {**found, **settings_of(found)}
+    settings_of(found)
+    return found
 
 
 def told(traits: Mapping[str, float]) -> str:

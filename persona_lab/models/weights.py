@@ -18,6 +18,7 @@ from typing import Any
 
 from persona_lab.errors import BadModel
 from persona_lab.home import disk_errors
+from persona_lab.types import Variant
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
 MAX_JSON_BYTES = 200_000_000
@@ -49,6 +50,11 @@ def fingerprint(folder: Path) -> str:
                 digest.update(block)
     _fingerprints[folder] = (state, digest.hexdigest()[:12])
     return _fingerprints[folder][1]
+
+
+def weights_name(variant: Variant) -> str:
+    """A name for a variant's own weights, by their fingerprint, under which what was computed on them is kept."""
+    return f"{variant.quantization or ''}{variant.kind}_{fingerprint(Path(variant.path))}"
 
 
 def checksums(folder: Path) -> dict[str, str]:

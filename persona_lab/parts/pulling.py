@@ -25,7 +25,8 @@ class Pulling(Part):
         """
         from persona_lab.traits.library import states
 
-        return states(self.home, self._trait_weights(self.base_model(variant.base if variant else base), variant))
+        weights = self._trait_weights(self.base_model(variant.base if variant else base), variant)
+        return states(self.home, weights, variant)
 
     def trait(self, trait_id: str) -> Trait:
         """One trait.
@@ -128,11 +129,12 @@ class Pulling(Part):
     def _trait_weights(self, base: BaseModelInfo, variant: Variant | None) -> list[str]:
         """Names of the weights whose vectors suit, best first, as the workers name them; [] while the base is not
         there."""
-        from persona_lab.models.weights import fingerprint
+        from persona_lab.models.weights import fingerprint, weights_name
 
-        if not base.ready:
+        # nothing was computed yet: large weights need not be read for that
+        if not base.ready or not any(self.home.traits.glob("*/*.safetensors")):
             return []
         own = []
         if variant is not None and variant.kind in ("adapter", "weights") and variant.path:
-            own = [f"{variant.quantization or ''}{variant.kind}_{fingerprint(Path(variant.path))}"]
+            own = [weights_name(variant)]
         return [*own, fingerprint(Path(base.path))]

@@ -27,7 +27,7 @@ from persona_lab.inference.loading import load_model, load_variant
 from persona_lab.inference.prompting import messages_for
 from persona_lab.inference.scoring import loglikelihood
 from persona_lab.inference.steering import Shift, steered
-from persona_lab.inference.trait_files import STEERING, copy_kept, kept_path, settings_of, total_shift, write_kept
+from persona_lab.inference.trait_files import STEERING, copy_kept, settings_of, total_shift
 from persona_lab.models import embedding
 from persona_lab.models.weights import fingerprint
 from persona_lab.settings import validate_settings
@@ -41,9 +41,7 @@ from persona_lab.training.memory import free_memory, memory_errors
 from persona_lab.training.paths import LossPath, choose_path, prepared
 from persona_lab.training.sample_budget import SampleBudget
 from persona_lab.training.validation import Foils, validation_loss
-from persona_lab.traits import library
-from persona_lab.traits.calibrate import STEPS, compute
-from persona_lab.traits.run import missing, told
+from persona_lab.traits.run import compute_all, missing
 from persona_lab.types import (
     Artifact,
     BaseModelInfo,
@@ -391,20 +389,9 @@ class Context:
     # --- traits --------------------------------------------------------------------------------------
 
     def compute_traits(self, model: Any, traits: Sequence[str]) -> None:
-        home, weights = self._trait_home(), [fingerprint(Path(self.base.path))]
-        names = missing(home, traits, None, weights)
-        for number, name in enumerate(names):
-            trait = library.trait(home, name)
-            self.phase(f"{trait.title}: {trait.away_label} to {trait.towards_label}", len(names) * STEPS)
-            start = number * STEPS
-
-            def report(done: int, what: str, start: int = start) -> None:
-                self.step(start + done, len(names) * STEPS, stage=what)
-
-            with memory_errors("Use a smaller base model, or close other programs."):
-                kept = compute(model, self.renderer, trait, self.seed, report)
-            write_kept(kept_path(home, name, weights[0]), kept)
-            self.log(told(library.state(home, trait, weights)))
+        home, weights = self._trait_home(), fingerprint(Path(self.base.path))
+        chosen = missing(home, traits, [weights])
+        compute_all(model, self.renderer, home, chosen, weights, self.seed, self)
 
     @contextmanager
     def pulled(self, model: Any, traits: Mapping[str, float]) -> Iterator[Any]:

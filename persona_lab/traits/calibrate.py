@@ -210,7 +210,7 @@ def _excess(level: _Strength, plain: _Strength) -> float:
 
 
 def _strongest(levels: Sequence[_Strength], plain: _Strength, seed: int) -> float | None:
-    """What 100 is in one direction, of its levels, weakest first; None: nothing is gained there.
+    """What 100 is in one direction, of its levels, weakest first; None: nothing is gained there, or not fluently.
 
     Between the last fluent strength and the first that is not, it is where the bound is crossed.
     """
@@ -220,20 +220,18 @@ def _strongest(levels: Sequence[_Strength], plain: _Strength, seed: int) -> floa
     for level in levels:
         excess = _excess(level, plain)
         if excess > 0:
-            before = _excess(fluent[-1], plain) if fluent else -1.0
-            weaker = abs(fluent[-1].strength) if fluent else 0.0
+            if not fluent:
+                return None
+            before, weaker = _excess(fluent[-1], plain), abs(fluent[-1].strength)
             crossed = weaker + (abs(level.strength) - weaker) * (-before) / (excess - before)
             break
         fluent.append(level)
-    judged = fluent or [levels[0]]
-    gains = numpy.mean([level.scores for level in judged], axis=0) - numpy.array(plain.scores)
+    gains = numpy.mean([level.scores for level in fluent], axis=0) - numpy.array(plain.scores)
     low, high = _interval(gains, seed)
     if not (low > 0 if sign > 0 else high < 0):
         return None
-    best = max(fluent, key=lambda level: sign * float(numpy.mean(level.scores)), default=None)
-    at_the_bound = crossed is not None and (best is None or best is fluent[-1])
-    reached = crossed if at_the_bound else abs(best.strength) if best is not None else 0.0
-    return round(reached, 3) if reached else None
+    best = max(fluent, key=lambda level: sign * float(numpy.mean(level.scores)))
+    return round(crossed if crossed is not None and best is fluent[-1] else abs(best.strength), 3)
 
 
 def _told(level: _Strength, plain: _Strength, seed: int) -> TraitLevel:

@@ -6,13 +6,14 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
+from pathlib import Path
 
 from pydantic import ValidationError
 
 from persona_lab.errors import BadInput, BadModel, UnknownName
 from persona_lab.home import Home, write_atomic
-from persona_lab.inference.trait_files import kept_path, read_kept, read_trait, same_trait
-from persona_lab.types import Trait, TraitState
+from persona_lab.inference.trait_files import kept_path, own_copy, read_kept, read_trait, same_trait
+from persona_lab.types import Trait, TraitState, Variant
 
 MAX_FILE_BYTES = 1 << 20
 
@@ -90,33 +91,48 @@ def read_file(text: str) -> Trait:
         raise BadInput(f"This is no JSON object: {error}.", "See docs/traits.md for what a trait has.") from error
 
 
-def states(home: Home, weights: Sequence[str]) -> list[TraitState]:
+def states(home: Home, weights: Sequence[str], variant: Variant | None = None) -> list[TraitState]:
     """Every trait as a slider on a model.
 
     Args:
         weights: names of the weights whose vectors may be used, best first; none: nothing was computed.
+        variant: one that may have copies of its own, which come before all others.
     """
-    return [state(home, known, weights) for known in traits(home)]
+    return [state(home, known, weights, variant) for known in traits(home)]
 
 
-def state(home: Home, known: Trait, weights: Sequence[str]) -> TraitState:
+def state(home: Home, known: Trait, weights: Sequence[str], variant: Variant | None = None) -> TraitState:
     """One trait as a slider on a model."""
-    for name in weights:
-        path = kept_path(home, known.id, name)
+    own = own_copy(variant, known.id) if variant is not None else None
+    for path in [own] if own else [kept_path(home, known.id, name) for name in weights]:
         try:
-            kept = read_kept(path) if path.is_file() else None
+            kept = read_kept(path, vectors=False) if path.is_file() else None
         except BadModel:
             continue  # damaged: it has to be computed again
-        if kept is not None and same_trait(kept.trait, known):
+        # a variant's own copy stays what it is, whatever becomes of the trait
+        if kept is not None and (path == own or same_trait(kept.trait, known)):
             status = "ready" if kept.calibration.steers else "does not steer"
             return TraitState(trait=known, status=status, calibration=kept.calibration)
     return TraitState(trait=known, status="not computed")
 
 
-def _current(path: object, new: Trait) -> bool:
-    from pathlib import Path
+def told(state: TraitState) -> str:
+    """One sentence for people on what a trait does on a model."""
+    trait, calibration = state.trait, state.calibration
+    if calibration is None:
+        return f"{trait.title} was not computed for this model yet; it takes about a minute."
+    ways = [(trait.towards_label, calibration.towards), (trait.away_label, calibration.away)]
+    works = [label for label, strength in ways if strength is not None]
+    fails = [label for label, strength in ways if strength is None]
+    if not works:
+        return f"{trait.title} does not steer this model: its replies fall apart before they change, or stay the same."
+    if fails:
+        return f"{trait.title} steers this model towards {works[0]} only, not towards {fails[0]}."
+    return f"{trait.title} steers this model both ways, towards {works[0]} and {works[1]}."
 
+
+def _current(path: Path, new: Trait) -> bool:
     try:
-        return same_trait(read_kept(Path(str(path))).trait, new)
+        return same_trait(read_kept(path, vectors=False).trait, new)
     except BadModel:
         return False

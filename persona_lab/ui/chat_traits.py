@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from persona_lab.errors import BadInput, PersonaLabError
+from persona_lab.inference.trait_files import FULL
+from persona_lab.inference.trait_files import told as told_traits
+from persona_lab.traits.library import told as told_state
 from persona_lab.types import RunView, TraitState, Variant
 from persona_lab.ui.html import esc
 from persona_lab.ui.notices import guarded, problem_box, warn
@@ -53,7 +56,7 @@ class PaneTraits:
         own = [*self.shown, chat.session]
         redraw = guarded(len(own))
         self.pick.input(redraw(self._picking(chat)), [self.pick, chat.session], own, **QUIET)
-        moved = [self.told, self.save, chat.session]
+        moved = [self.box, self.save, chat.session]
         for place, slider in enumerate(self.sliders):
             slider.input(
                 guarded(len(moved))(self._moving(place)), [slider, chat.session], moved,
@@ -62,10 +65,8 @@ class PaneTraits:
         self.compute.click(self._computing(chat), chat.session, own, **QUIET)
         self.save.click(guarded(len(chat.look))(self._saving(chat)), chat.session, chat.look, **QUIET)
         # another variant may lie on another base, where other traits are ready
-        chat.choosers[self.number].input(
-            redraw(lambda _value, session: [*self.draw(chat, session), session]),
-            [chat.choosers[self.number], chat.session], own, **QUIET,
-        )  # fmt: skip
+        chooser = chat.choosers[self.number]
+        chooser.input(redraw(self._choosing(chat)), [chooser, chat.session], own, **QUIET)
 
     def draw(self, chat: Chat, session: Session) -> list[Any]:
         """Updates for `shown`."""
@@ -79,6 +80,9 @@ class PaneTraits:
             return hidden  # the pane itself says why it cannot speak
         settings = session.traits[self.number]
         chosen = [states[name] for name in settings if name in states][:SLIDERS]
+        for state in chosen:  # what cannot be pulled on this model must not stand behind a slider that shows 0
+            low, high = bounds(state)
+            settings[state.trait.id] = min(max(settings[state.trait.id], low), high)
         sliders = [_slider(state, settings[state.trait.id]) for state in chosen]
         sliders += [gr.update(visible=False)] * (SLIDERS - len(chosen))
         missing = [state for state in chosen if state.status == "not computed"]
@@ -90,6 +94,14 @@ class PaneTraits:
             gr.update(visible=bool(missing), interactive=True, value=f"Compute {len(missing)} for {variant.base}"),
             gr.update(interactive=any(settings.values())),
         ]
+
+    def _choosing(self, chat: Chat) -> Callable[[str | None, Session], list[Any]]:
+        def choose(value: str | None, session: Session) -> list[Any]:
+            if value and not session.hidden:  # the chooser's own handler may come after this one
+                session.variants[self.number] = value
+            return [*self.draw(chat, session), session]
+
+        return choose
 
     def _picking(self, chat: Chat) -> Callable[[list[str] | None, Session], list[Any]]:
         def pick(ids: list[str] | None, session: Session) -> list[Any]:
@@ -105,7 +117,7 @@ class PaneTraits:
             names = list(settings)
             if place < len(names):
                 settings[names[place]] = float(value or 0)
-            return [gr.skip(), gr.update(interactive=any(settings.values())), session]
+            return [gr.update(label=title(settings)), gr.update(interactive=any(settings.values())), session]
 
         return move
 
@@ -117,7 +129,8 @@ class PaneTraits:
             try:
                 variant = find_variant(engine, session.persona, session.variants[self.number])
                 states = {state.trait.id: state for state in engine.traits(variant=variant)}
-                names = [n for n in session.traits[self.number] if states[n].status == "not computed"]
+                chosen = [states[name] for name in session.traits[self.number] if name in states]
+                names = [state.trait.id for state in chosen if state.status == "not computed"]
                 run_id = engine.compute_traits(names, variant.base)
                 while (run := engine.run(run_id)).status in ACTIVE:
                     updates: list[Any] = [gr.skip()] * (rest + 1)
@@ -170,17 +183,9 @@ def told(variant: Variant, chosen: Sequence[TraitState]) -> str:
     """What the user should know about these sliders. HTML."""
     lines = []
     if variant.traits:
-        own = ", ".join(f"{name} {value:+g}" for name, value in variant.traits.items())
+        own = told_traits(variant.traits)
         lines.append(f"{variant.name} keeps a pull of its own: {own}. A slider here takes its trait's place.")
-    for state in chosen:
-        trait, found = state.trait, state.calibration
-        if found is None:
-            lines.append(f"{trait.title} was not computed for this model yet; it takes about a minute.")
-        elif not found.steers:
-            lines.append(f"{trait.title} does not steer this model: its replies fall apart, or stay the same.")
-        elif found.towards is None or found.away is None:
-            side = trait.away_label if found.away is not None else trait.towards_label
-            lines.append(f"{trait.title} steers this model towards {side} only.")
+    lines += [told_state(state) for state in chosen if bounds(state) != (-FULL, FULL) or state.calibration is None]
     return "".join(f'<p class="pl-soft">{esc(line)}</p>' for line in lines)
 
 
@@ -193,10 +198,17 @@ def progress(run: RunView) -> str:
 
 
 def _slider(state: TraitState, value: float) -> Any:
-    trait, found = state.trait, state.calibration
-    works = found is not None and found.steers
-    low = -100 if found is None or found.away is not None or not works else 0
-    high = 100 if found is None or found.towards is not None or not works else 0
+    trait, works = state.trait, state.calibration is not None and state.calibration.steers
     label = f"{trait.title}: {trait.away_label} ← → {trait.towards_label}"
+    # a slider that cannot be moved has its whole width all the same
+    low, high = bounds(state) if works else (-FULL, FULL)
     kept = min(max(value, low), high)
     return gr.update(visible=True, label=label, minimum=low, maximum=high, value=kept, interactive=works)
+
+
+def bounds(state: TraitState) -> tuple[float, float]:
+    """How far a trait can be pulled on this model, each way; all the way while that is not known."""
+    found = state.calibration
+    if found is None:
+        return -FULL, FULL
+    return -FULL if found.away is not None else 0.0, FULL if found.towards is not None else 0.0

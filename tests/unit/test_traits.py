@@ -47,8 +47,8 @@ from persona_lab.traits.calibrate import (
     repetition,
 )
 from persona_lab.traits.contrast import QUESTIONS, contrast
+from persona_lab.traits.library import told as told_state
 from persona_lab.traits.run import run
-from persona_lab.traits.run import told as told_state
 from persona_lab.types import Job, Message, Sampling, Trait, TraitCalibration, Variant, now
 
 GREEDY = Sampling(temperature=0, max_new_tokens=10, repetition_penalty=1)
@@ -244,6 +244,8 @@ def test_the_bound_decides_what_100_is() -> None:
     assert _strongest([level(1, 0.1, 0.0), level(2, 0.2, 0.1)], plain, 0) == 2
     assert _strongest([level(1, 0.0, 0.0), level(2, -0.1, 0.1)], plain, 0) is None  # pulls the wrong way
     assert _strongest([level(-1, -0.1, 0.0), level(-2, -0.2, 0.1)], plain, 0) == 2
+    # where the weakest pull falls apart already, nothing was measured that 100 could be
+    assert _strongest([level(1, 0.2, 2 * AIM * MORE_BITS), level(2, 0.3, 0.0)], plain, 0) is None
 
 
 def test_layers_lie_inside_every_model() -> None:

@@ -187,7 +187,7 @@ def _short(part: _Moved) -> str:
 
 
 def _why(variant: Variant) -> str:
-    if variant.kind in ("base", "prompt"):
+    if variant.kind in ("base", "prompt") and not variant.traits:
         return " Zero by definition: its weights are the base's."
     if variant.kind == "adapter" and variant.quantization:
         return " Compared with the unquantised base, so what the 4-bit weights cost is part of it."
