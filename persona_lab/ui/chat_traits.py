@@ -80,9 +80,7 @@ class PaneTraits:
             return hidden  # the pane itself says why it cannot speak
         settings = session.traits[self.number]
         chosen = [states[name] for name in settings if name in states][:SLIDERS]
-        for state in chosen:  # what cannot be pulled on this model must not stand behind a slider that shows 0
-            low, high = bounds(state)
-            settings[state.trait.id] = min(max(settings[state.trait.id], low), high)
+        keep_possible(settings, chosen)
         sliders = [_slider(state, settings[state.trait.id]) for state in chosen]
         sliders += [gr.update(visible=False)] * (SLIDERS - len(chosen))
         missing = [state for state in chosen if state.status == "not computed"]
@@ -204,6 +202,13 @@ def _slider(state: TraitState, value: float) -> Any:
     low, high = bounds(state) if works else (-FULL, FULL)
     kept = min(max(value, low), high)
     return gr.update(visible=True, label=label, minimum=low, maximum=high, value=kept, interactive=works)
+
+
+def keep_possible(settings: dict[str, float], chosen: Sequence[TraitState]) -> None:
+    """Take back, in place, what this model cannot be pulled to: it must not stand behind a slider that shows 0."""
+    for state in chosen:
+        low, high = bounds(state)
+        settings[state.trait.id] = min(max(settings[state.trait.id], low), high)
 
 
 def bounds(state: TraitState) -> tuple[float, float]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from types import SimpleNamespace
 from typing import Any
 
-import gradio as gr
 import numpy
 import pytest
 
@@ -20,7 +18,7 @@ from persona_lab.models.weights import fingerprint
 from persona_lab.testing import make_tiny_model
 from persona_lab.traits import library
 from persona_lab.types import Sampling, TraitCalibration, TraitState
-from persona_lab.ui.chat_traits import PaneTraits, _slider, choices, title, told
+from persona_lab.ui.chat_traits import _slider, choices, keep_possible, title, told
 from persona_lab.ui.sessions import Session
 
 
@@ -99,13 +97,11 @@ def test_a_slider_shows_what_works_here(engine: Engine) -> None:
     assert listed[-1] == ("Sorrow: hopeful … sad (does not steer this model)", "sad")
 
 
-def test_no_pull_stands_behind_a_slider_that_shows_none(engine: Engine, session: Session) -> None:
-    with gr.Blocks():
-        pane = PaneTraits(1)
-    chat: Any = SimpleNamespace(page=SimpleNamespace(engine=engine))
-    session.traits[1] = {"sea": -40.0, "sad": 20.0, "grumpy": -10.0}
-    pane.draw(chat, session)
-    assert session.traits[1] == {"sea": 0.0, "sad": 0.0, "grumpy": -10.0}
+def test_no_pull_stands_behind_a_slider_that_shows_none(engine: Engine) -> None:
+    states = {state.trait.id: state for state in engine.traits()}
+    settings = {"sea": -40.0, "sad": 20.0, "grumpy": -10.0, "warm": 30.0}
+    keep_possible(settings, [states[name] for name in settings])
+    assert settings == {"sea": 0.0, "sad": 0.0, "grumpy": -10.0, "warm": 30.0}
 
 
 def test_the_panel_says_what_is_pulled_and_what_is_not_possible(engine: Engine) -> None:
