@@ -151,6 +151,7 @@ class Saying:
             yield []
             return
         session.busy = True
+        session.asked += 1
         try:
             yield from self._replies(session, sampling, settings, browser, request)
         finally:  # also when the window is closed in the middle

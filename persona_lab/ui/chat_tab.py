@@ -100,8 +100,10 @@ class Chat:
             [*self.look, *self.sampling.values],
             trigger_mode="always_last",  # what is asked while the page still answers is not dropped
             **QUIET,
+        ).then(*self.late, **QUIET)
+        self.count.input(redraw(self.set_count), [self.count, self.session], self.look, **QUIET).then(
+            *self.late, **QUIET
         )
-        self.count.input(redraw(self.set_count), [self.count, self.session], self.look, **QUIET)
         self.fresh.click(redraw(self.new), self.session, self.look, **QUIET)
         for number, chooser in enumerate(self.choosers):
             chooser.input(guarded(1)(_choosing(number)), [chooser, self.session], self.session, **QUIET)
@@ -114,6 +116,18 @@ class Chat:
 
     def _after(self, session: Session) -> list[Any]:
         return [*self.teach.draw(session), *self.saved.draw(session)]
+
+    @property
+    def late(self) -> tuple[Callable[..., Any], Any, Any]:
+        """What follows a redraw that nobody waits for (handler, inputs, outputs): on a slow machine it may reach the
+        window after replies that were asked for behind it, and would show the panes as they were before."""
+        outputs = [*self.bots, *self.teach.shown, *self.saved.shown]
+        return guarded(len(outputs))(self._catch_up), self.session, outputs
+
+    def _catch_up(self, session: Session) -> list[Any]:
+        if session.busy or session.looked == session.asked:  # while replies are written, their stream draws
+            return [gr.skip()] * (len(self.bots) + len(self.teach.shown) + len(self.saved.shown))
+        return [*self.saying.drawn(session, True), *self._after(session)]
 
     # --- opening and drawing -------------------------------------------------------------------------
 
@@ -189,8 +203,12 @@ class Chat:
             else gr.update(choices=choices, value=session.variants[n], visible=True)
             for n in range(session.count)
         ]
+        session.looked = session.asked
+        # a reply that is being written is drawn by its stream: what is drawn here may arrive when that has ended
         bots = [
-            gr.update(value=drawn(talk, hidden), feedback_value=thumbs(talk), height=height, avatar_images=face)
+            gr.update(height=height, avatar_images=face)
+            if talk.waiting
+            else gr.update(value=drawn(talk, hidden), feedback_value=thumbs(talk), height=height, avatar_images=face)
             for talk in session.shown
         ]
         return [

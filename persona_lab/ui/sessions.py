@@ -37,6 +37,10 @@ class Session:
     voted: str = ""
     greeting: str = ""
     busy: bool = False
+    asked: int = 0
+    """How often replies were asked for in this window."""
+    looked: int = 0
+    """`asked`, when all of the panes were last drawn by something else than the replies' own stream."""
     chat: str = ""
     created: str = ""
     revision: int = 0

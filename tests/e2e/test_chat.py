@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,8 +47,11 @@ def add_variant(home: Path, name: str, seed: int | None) -> str:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_home(tmp_path_factory.mktemp("chat") / "home")
+
+
+def make_home(home: Path) -> Path:
     """A home whose starter is a tiny random model, with the variants one and two, and one that lost its weights."""
-    home = tmp_path_factory.mktemp("chat") / "home"
     starter = make_tiny_model(home / "models" / "starter", "llama")
     config = json.loads((starter / "config.json").read_text())
     (starter / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))  # the card is long
@@ -281,3 +286,50 @@ def test_one_browser_trains_while_another_chats(served: App, new_page: Opener) -
     back.get_by_role("tab", name="Chat", exact=True).click()
     expect(back.get_by_label("Your message")).to_be_visible()
     assert "Nobody else hears this." not in back.content()
+
+
+@pytest.fixture
+def late_app(tmp_path: Path) -> Iterator[App]:
+    """The page of late_drawing.py over a home of its own."""
+    program = (sys.executable, "-u", str(Path(__file__).with_name("late_drawing.py")))
+    app = App(make_home(tmp_path / "home"), tmp_path / "page.log", program)
+    app.start()
+    yield app
+    app.clean()
+
+
+def test_a_redraw_that_comes_late_takes_no_reply_away(late_app: App, new_page: Opener) -> None:
+    def told(words: str, count: int) -> None:
+        end = time.monotonic() + SLOW / 1000
+        while late_app.log.read_text().splitlines().count(words) < count:
+            assert time.monotonic() < end, late_app.log.read_text()
+            page.wait_for_timeout(50)
+
+    def opened_again() -> None:
+        page.get_by_role("tab", name="Train", exact=True).click()
+        page.get_by_role("tab", name="Chat", exact=True).click()
+
+    page = new_page(late_app.url)
+    open_chat(page)
+    say(page, "Who are you?")
+    (late_app.home / "hold").touch()
+
+    opened_again()  # drawn before the question
+    told("drawn", 1)
+    say(page, "Since when?")
+    told("sent late", 1)
+    page.wait_for_timeout(1500)
+    for pane in (1, 2):
+        expect(page.locator(f"#chat-{pane}").get_by_text("Since when?", exact=True)).to_be_visible()
+        expect(page.locator(f"#chat-{pane} .pl-stamp")).to_have_count(2)
+
+    page.get_by_label("Your message").fill("And then?")
+    page.get_by_label("Your message").press("Enter")
+    expect(page.locator("#chat-1 .pl-waiting")).to_be_visible()
+    opened_again()  # drawn while the reply is written
+    told("drawn", 2)
+    told("sent late", 2)
+    page.wait_for_timeout(1500)
+    for pane in (1, 2):
+        settled(page, pane)
+        expect(page.locator(f"#chat-{pane} .pl-stamp")).to_have_count(3)
