@@ -84,7 +84,11 @@ def main() -> int:
             _done(engine, engine.calibrate())
             _keep(home, state)
         data = _Data(engine, Path(options.data) if options.data else None, home)
-        for case in _todo(engine, data, state)[: options.only]:
+        todo = _todo(engine, data, state)
+        # the largest subsets first: what they hold out with its near-duplicates, smaller ones must not train on
+        for case in sorted(todo, key=lambda case: -case.conversations):
+            data.dataset(case)
+        for case in todo[: options.only]:
             print(f"{case.strategy} on {case.conversations} of {case.persona} {case.settings}", file=sys.stderr)
             row = _measure(engine, data.dataset(case), case)
             # beside other busy programs nothing is measured: the run is done again, a few times at most
@@ -173,7 +177,7 @@ class _Data:
         return persona in EXAMPLES or (self.folder is not None and (self.folder / persona / "pairs.jsonl").exists())
 
     def dataset(self, case: Case) -> str:
-        """The id of the subset: the first conversations of a seeded shuffle, and a few for validation."""
+        """The id of the subset: a few for validation, and the next conversations of a seeded shuffle."""
         known: dict[str, str] = json.loads(self.kept.read_text()) if self.kept.exists() else {}
         key = f"{case.persona}-{case.conversations}"
         if key not in known:
@@ -184,9 +188,10 @@ class _Data:
     def _make(self, persona: str, count: int) -> str:
         rows = self._rows(persona)
         random.Random(0).shuffle(rows)
-        chosen = [row | {"split": "train" if i < count else "validation"} for i, row in enumerate(rows)]
+        # the same ones for validation every time: no subset may train on what another one holds out
+        chosen = [row | {"split": "validation" if i < VALIDATION else "train"} for i, row in enumerate(rows)]
         file = self.home / f"estimates-{persona}-{count}.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in chosen[: count + VALIDATION]))
+        file.write_text("".join(json.dumps(row) + "\n" for row in chosen[: VALIDATION + count]))
         return self.engine.import_dataset(file, persona).id
 
     def _rows(self, persona: str) -> list[dict[str, Any]]:

@@ -25,6 +25,8 @@ from persona_lab.errors import BadInput
 from persona_lab.types import Conversation, Message, PreviewToken, Problem, Rendered
 
 Turns = tuple[tuple[str, str], ...]
+KEPT_CONTEXT = 8
+"""Tokens of the last question (and of what begins the reply) that are worth keeping the whole system prompt for."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,9 @@ class ChatRenderer:
         """A conversation for training: ids, and True in the mask for each reply's tokens and its end-of-turn token.
 
         Args:
-            max_tokens: longer conversations lose their oldest user/assistant pairs, then the beginning of what stands
-                before the last reply; the reply itself is cut only when it alone is too long.
+            max_tokens: longer conversations lose their oldest user/assistant pairs, then the beginning of the last
+                question, then, where the system prompt and the last reply leave no room for one, that of the system
+                prompt; the reply itself is cut only when it alone is too long.
 
         Raises:
             BadInput: there is no assistant turn, or this template cannot be masked exactly.
@@ -121,7 +124,7 @@ class ChatRenderer:
         while len(rendered.ids) > max_tokens and (shorter := _without_oldest(turns)) is not None:
             turns = shorter
             rendered = self._render(turns)
-        return _cut(rendered, max_tokens)
+        return _cut(rendered, max_tokens, self._opening(turns))
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The conversation as ids, ending where the assistant's next reply begins.
@@ -261,6 +264,14 @@ class ChatRenderer:
                 mask[position] = True
         return Rendered(ids=tuple(ids), mask=tuple(mask), prefix=count_before(starts, layout.prefix))
 
+    def _opening(self, turns: Turns) -> int:
+        """How many tokens stand before a single exchange's question: the system prompt and a turn's mark."""
+        layout = self._layout(turns)
+        _, starts = self._tokens.encode(layout.text)
+        question = next((content for role, content in turns if role == "user"), "").strip()
+        at = layout.text.find(self._tokens.mark(question), layout.prefix) if question else -1
+        return count_before(starts, max(at, layout.prefix))
+
 
 def _ids(value: Any) -> list[int]:
     """Token ids in a config: one, several or none."""
@@ -289,8 +300,9 @@ def _without_oldest(turns: Turns) -> Turns | None:
     return (*head, *rest[starts[0] :])
 
 
-def _cut(rendered: Rendered, max_tokens: int) -> Rendered:
-    """At most `max_tokens` tokens: context goes from the left, the last reply from its end if it alone is too long."""
+def _cut(rendered: Rendered, max_tokens: int, opening: int) -> Rendered:
+    """At most `max_tokens` tokens: context goes from the left, but what stands before the question last (all examples
+    share it, so it is computed once), the last reply from its end if it alone is too long."""
     ids, mask = rendered.ids, rendered.mask
     over = len(ids) - max_tokens
     if over <= 0:
@@ -300,6 +312,10 @@ def _cut(rendered: Rendered, max_tokens: int) -> Rendered:
     while start > 0 and mask[start - 1]:
         start -= 1
     room = max_tokens - (end - start)
+    if room >= opening + KEPT_CONTEXT and not any(mask[:opening]):
+        first = start - (room - opening)
+        ids, mask = ids[:opening] + ids[first:end], mask[:opening] + mask[first:end]
+        return Rendered(ids=ids, mask=mask, prefix=rendered.prefix, truncated=True)
     if room <= 0:
         room = max_tokens // 4  # the reply alone is too long; it still needs something to follow
     first = max(start - room, 0)

@@ -116,6 +116,7 @@ def estimate_forward(
     *,
     passes: float,
     more: int = 0,
+    shared: bool = True,
 ) -> Estimate:
     """Loading the base and reading the validation conversations, without training anything.
 
@@ -123,11 +124,12 @@ def estimate_forward(
         settings: of which `max_tokens` counts.
         passes: how often they are read.
         more: tokens put before each of them, such as in-context examples.
+        shared: they are the same for all, and computed once.
     """
     work, shape, kind = load_of(settings, base, dataset, machine), shape_of(base), Kind(0, False)
     known = machine.measured or Measured()
     rates, width = known.rates or prior_rates(machine, shape), number_bytes(machine)
-    longer = [replace(batch, prefix=batch.prefix + more) for batch in work.validation]
+    longer = [_behind(batch, more, shared) for batch in work.validation]
     read = sum(forward_operations(batch, shape) for batch in longer)
     # paths are compared on these conversations only, and before anything more stands in front of them
     shortest = work.validation[:1] if not more else []
@@ -150,6 +152,13 @@ def estimate_forward(
         host_memory_bytes=_host_bytes(shape, kind, machine),
         parts={name: round(value, 2) for name, value in parts.items()},
     )
+
+
+def _behind(batch: BatchShape, more: int, shared: bool) -> BatchShape:
+    """The batch with `more` tokens in front of each row."""
+    if shared:
+        return replace(batch, prefix=batch.prefix + more)
+    return replace(batch, width=batch.width + more, tails=batch.tails and batch.tails + batch.rows * more)
 
 
 def combine_estimates(*stages: Estimate, reason: str = "", trainable: int | None = None) -> Estimate:

@@ -17,6 +17,8 @@ from persona_lab.types import BaseModelInfo, Conversation, Dataset, FitSettings,
 CHARACTERS_A_TOKEN = 4.0
 TURN_TOKENS = 5
 """What a chat template adds to a turn."""
+KEPT_CONTEXT = 8
+"""As in `datasets.rendering`, which plans do not load."""
 SYSTEM_TOKENS = 200
 """An ordinary card, where the real one was not counted."""
 UNKNOWN_TRAIN, UNKNOWN_VALIDATION, UNKNOWN_LENGTH = 240, 15, (110, 60)
@@ -136,6 +138,9 @@ def load_of(config: FitSettings, base: BaseModelInfo, dataset: Dataset | None, m
     """The batches that the fit loop will make of this dataset with these settings."""
     counts = _counts(base, dataset, machine)
     prefix = counts.prefix if counts else (SYSTEM_TOKENS if SYSTEM_TOKENS >= SHORTEST_PREFIX else 0)
+    # what has lost its beginning shares none, and then nothing is computed once for all; guessed lengths do not tell
+    cut = dataset and counts and any(_cuts_prefix(c, counts, prefix, config.max_tokens) for c in dataset.of("train"))
+    shared = 0 if cut else prefix
     train = _lengths(dataset.of("train") if dataset else None, UNKNOWN_TRAIN, counts, prefix, config.max_tokens)
     held = dataset.of("validation")[:MOST_VALIDATION] if dataset else None
     validation = _lengths(held, UNKNOWN_VALIDATION, counts, prefix, config.max_tokens)
@@ -152,12 +157,12 @@ def load_of(config: FitSettings, base: BaseModelInfo, dataset: Dataset | None, m
         steps=steps,
         per_epoch=per_epoch,
         evaluations=steps // interval + (1 if steps % interval else 0),
-        epochs=[[_batch([train[i] for i in batch], prefix) for batch in plan] for plan in plans],
+        epochs=[[_batch([train[i] for i in batch], shared) for batch in plan] for plan in plans],
         validation=[
-            _batch([validation[i] for i in batch], prefix)
+            _batch([validation[i] for i in batch], shared)
             for batch in sorted_batches([tokens for tokens, _ in validation], VALIDATION_BATCH)
         ],
-        checked=[_batch(shortest, prefix), _batch(shortest, 0)] if shortest else [],
+        checked=[_batch(shortest, shared), _batch(shortest, 0)] if shortest else [],
         exact=counts is not None and dataset is not None,
     )
 
@@ -183,6 +188,15 @@ def _lengths(
     known = counts.conversations if counts else {}
     found = [known.get(c.id) or _guessed(c, prefix) for c in conversations]
     return [_shortened(tokens, supervised, max_tokens) for tokens, supervised in found if supervised or not counts]
+
+
+def _cuts_prefix(conversation: Conversation, counts: TokenCounts, prefix: int, max_tokens: int) -> bool:
+    """Whether the last reply leaves no room for all of the prefix, as `datasets.rendering` shortens it."""
+    tokens, _ = counts.conversations.get(conversation.id, (0, 0))
+    if tokens <= max_tokens:
+        return False
+    sizes = [len(message.content) + TURN_TOKENS * CHARACTERS_A_TOKEN for message in conversation.messages]
+    return prefix + (tokens - prefix) * sizes[-1] / max(sum(sizes), 1) + KEPT_CONTEXT > max_tokens
 
 
 def _guessed(conversation: Conversation, prefix: int) -> tuple[int, int]:

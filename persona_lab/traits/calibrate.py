@@ -2,13 +2,14 @@
 
 100 is the strongest pull whose replies stay fluent: their bits per byte under the unsteered model rise by at most
 `MORE_BITS`, and the share of repeated three-word sequences by at most `MORE_REPETITION`. (Human lines cost the starter
-about 1.5 bits a byte, its own replies 0.5: the bound lies between.) Where more of the vector gives less of the trait
-though it stays fluent, 100 is where most is gained. A direction counts as steered where replies at its fluent strengths
-are more in its manner than the unsteered ones, with a 95% interval (bootstrap over questions) that leaves zero out;
-otherwise the trait is said not to steer this model that way. How much in the manner a reply is: its likelihood under
-the unsteered model that is told `towards` and shown the example lines, less the same for `away`.
+about 1.5 bits a byte, its own replies 0.5: the bound lies between.) Where more of the vector gives less of the trait,
+or hardly more, though it stays fluent, 100 is where nearly the most is gained (see `_even`).
+A direction counts as steered where replies there are more in its manner than the unsteered ones, with a 95% interval
+(bootstrap over questions, between the strengths that were measured) that leaves zero out; otherwise the trait is said
+not to steer this model that way. How much in the manner a reply is: its likelihood under the unsteered model that is
+told `towards` and shown the example lines, less the same for `away`.
 
-First one strength at each candidate for the layers, then a finer look at the best of them.
+First two strengths at each candidate for the layers, then a finer look at the best of them.
 """
 
 from __future__ import annotations
@@ -43,15 +44,25 @@ QUESTIONS = (
     "What is money good for?",
     "Do you like children?",
     "I think somebody is at the door.",
+    "How do you like my new coat?",
+    "What did you learn at school?",
+    "Is the water cold?",
+    "Who taught you to talk like that?",
 )
 """Not those the vector was made with."""
 ROUGH_QUESTIONS = 4
-ROUGH = (1.5,)
-FINE = (0.7, 1.3, 2.0, 3.0)
-"""Strengths that are tried, in lengths of the vector."""
+ROUGH = (0.5, 1.5)
+FINE = (0.3, 0.6, 1.2, 2.4)
+"""Strengths that are tried, in lengths of the vector: those of a strong manner are long."""
 REPLY_TOKENS = 28
 SHOWN = 6
 """Example lines a side that the judge is shown."""
+HALF_AT_LEAST, HALF_AT_MOST = 0.2, 0.75
+"""Of what is gained at 100, the share that is to be gained at 50."""
+NEARLY_MOST = 0.9
+"""Share of the most that can be gained fluently, beyond which more of the vector is not worth its cost in fluency."""
+TRIED = 60
+"""Strengths between which 100 is chosen."""
 RESAMPLES = 1000
 STEPS = 8
 """Parts of the work that are reported."""
@@ -181,7 +192,7 @@ def repetition(text: str) -> float:
 
 
 def _best_layers(bench: _Bench, progress: Callable[[int], None]) -> tuple[int, ...]:
-    """The candidate that pulls furthest, both ways together, while it is fluent."""
+    """The candidate that pulls furthest while it is fluent, one way not at the cost of the other (roots are added)."""
     plain = bench.plain(ROUGH_QUESTIONS)
     gains: dict[tuple[int, ...], float] = {}
     for number, layers in enumerate(candidates(len(bench.vectors))):
@@ -194,7 +205,7 @@ def _best_layers(bench: _Bench, progress: Callable[[int], None]) -> tuple[int, .
                 for level in bench.measure([one for one in levels if one.strength * sign > 0], ROUGH_QUESTIONS)
                 if _fluent(level, plain)
             ]
-            gains[layers] += max(fluent, default=0.0)
+            gains[layers] += max(0.0, *fluent) ** 0.5 if fluent else 0.0
     return max(gains, key=lambda layers: gains[layers])
 
 
@@ -212,26 +223,47 @@ def _excess(level: _Strength, plain: _Strength) -> float:
 def _strongest(levels: Sequence[_Strength], plain: _Strength, seed: int) -> float | None:
     """What 100 is in one direction, of its levels, weakest first; None: nothing is gained there, or not fluently.
 
-    Between the last fluent strength and the first that is not, it is where the bound is crossed.
+    Between the last fluent strength and the first that is not, it is at most where the bound is crossed.
     """
     sign = 1 if levels[0].strength > 0 else -1
-    fluent: list[_Strength] = []
-    crossed: float | None = None
+    expected = numpy.array(plain.scores)
+    at, gained = [0.0], [numpy.zeros(len(expected))]  # strengths, and what is gained there on each question
+    limit = abs(levels[-1].strength)
+    before, fluent = -1.0, 0
     for level in levels:
         excess = _excess(level, plain)
+        if excess > 0 and len(at) == 1:
+            return None
+        at.append(abs(level.strength))
+        gained.append(sign * (numpy.array(level.scores) - expected))
         if excess > 0:
-            if not fluent:
-                return None
-            before, weaker = _excess(fluent[-1], plain), abs(fluent[-1].strength)
-            crossed = weaker + (abs(level.strength) - weaker) * (-before) / (excess - before)
+            limit = at[-2] + (at[-1] - at[-2]) * (-before) / (excess - before)
             break
-        fluent.append(level)
-    gains = numpy.mean([level.scores for level in fluent], axis=0) - numpy.array(plain.scores)
-    low, high = _interval(gains, seed)
-    if not (low > 0 if sign > 0 else high < 0):
+        before, fluent = excess, fluent + 1
+    means = [float(gains.mean()) for gains in gained]
+    most = _even(at, means, limit)
+    # what pulls the other way on the whole does not steer, whatever its weakest does
+    if most is None or sum(means[: fluent + 1]) <= 0:
         return None
-    best = max(fluent, key=lambda level: sign * float(numpy.mean(level.scores)))
-    return round(crossed if crossed is not None and best is fluent[-1] else abs(best.strength), 3)
+    low, _ = _interval(numpy.array([numpy.interp(most, at, one) for one in numpy.transpose(gained)]), seed)
+    return most if low > 0 else None
+
+
+def _even(at: Sequence[float], gained: Sequence[float], limit: float) -> float | None:
+    """The weakest strength that gains nearly the most, of those at whose half neither nearly nothing nor nearly all of
+    it is gained: a slider whose second half does nothing would not be one.
+
+    Args:
+        at, gained: strengths, weakest first, and what is gained there; a line is drawn from each to the next.
+        limit: the strongest to consider.
+    """
+    tried = numpy.linspace(limit / TRIED, limit, TRIED)
+    whole, half = numpy.interp(tried, at, gained), numpy.interp(tried / 2, at, gained)
+    able = (whole > 0) & (half >= HALF_AT_LEAST * whole) & (half <= HALF_AT_MOST * whole)
+    if not able.any():
+        return None
+    enough = able & (whole >= NEARLY_MOST * whole[able].max())
+    return round(float(tried[enough][0]), 3)
 
 
 def _told(level: _Strength, plain: _Strength, seed: int) -> TraitLevel:

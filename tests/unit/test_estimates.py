@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from persona_lab.datasets.batching import VALIDATION_BATCH, batches_of_epoch
+from persona_lab.datasets.batching import VALIDATION_BATCH, batches_of_epoch, shared_prefix
 from persona_lab.datasets.rendering import ChatRenderer
 from persona_lab.home import Home
 from persona_lab.models import calibration, registry
 from persona_lab.models.calibration import KindTimes, StageTimes, corrected, rates_from
 from persona_lab.models.counting import informed, token_counts
-from persona_lab.models.estimate import combine_estimates, estimate_training
+from persona_lab.models.estimate import combine_estimates, estimate_forward, estimate_training
 from persona_lab.models.work import (
     CHECKED_EXAMPLES,
     MOST_VALIDATION,
@@ -81,13 +81,15 @@ def lora(config: FitSettings, data: Dataset | None, machine: Machine = CPU, **op
 
 
 def test_constants_are_those_of_the_training() -> None:
-    from persona_lab.models import estimate
+    from persona_lab.datasets import rendering
+    from persona_lab.models import estimate, work
     from persona_lab.training import context, fit, paths, validation
 
     assert VALIDATION_BATCH == validation.VALIDATION_BATCH
     assert MOST_VALIDATION == context.MOST_VALIDATION
     assert estimate.SAMPLE_TOKENS == context.SAMPLE_TOKENS
     assert CHECKED_EXAMPLES == paths.CHECKED_EXAMPLES
+    assert work.KEPT_CONTEXT == rendering.KEPT_CONTEXT
     assert (estimate.CHEAP_CHECKPOINT, estimate.CHECKPOINT_SHARE) == (fit.CHEAP_CHECKPOINT, fit.CHECKPOINT_SHARE)
 
 
@@ -133,6 +135,31 @@ def test_a_shorter_limit_shortens_the_longest(dataset: Dataset) -> None:
     assert max(b.width + b.prefix for b, _ in short.training()) == 219  # the last target is not read
     assert short.tokens < whole.tokens
     assert not whole.exact
+
+
+def test_what_loses_its_beginning_shares_nothing(
+    tiny: BaseModelInfo, dataset: Dataset, home: Home, persona_factory: Callable[..., Persona]
+) -> None:
+    persona = persona_factory()
+    machine = informed(CPU, home, tiny, dataset, persona)
+    assert machine.measured is not None
+    counts, renderer = machine.measured.counts[0], ChatRenderer(Path(tiny.path))
+    system = Message(role="system", content=system_prompt(persona))
+    longest = max(tokens for tokens, _ in counts.conversations.values())
+    for limit in (longest, longest - 10, counts.prefix + 20):
+        work = load_of(FitSettings(batch_size=4, max_tokens=limit), tiny, dataset, machine)
+        read = [renderer.render([system, *c.messages], limit) for c in dataset.of("train")]
+        shared = len(shared_prefix(read))
+        assert {batch.prefix for batch in work.epochs[0]} == ({0} if shared == 0 else {counts.prefix})
+    assert shared == 0
+
+
+def test_examples_that_differ_are_read_by_each_row(dataset: Dataset) -> None:
+    settings = FitSettings()
+    alike = estimate_forward(settings, BASE, dataset, CPU, passes=1, more=400)
+    apart = estimate_forward(settings, BASE, dataset, CPU, passes=1, more=400, shared=False)
+    assert alike.parts["validate"] * 3 < apart.parts["validate"]
+    assert alike.peak_memory_bytes < apart.peak_memory_bytes
 
 
 # --- time and memory ------------------------------------------------------------------------------

@@ -178,6 +178,13 @@ def test_then_the_context_is_cut_and_the_reply_kept(tiny_model: Path) -> None:
     assert len(rendered.ids) == 40
     assert rendered.truncated
     assert trained(renderer, messages, 40) == "short reply<|im_end|>"
+    # the system prompt and the question's own beginning stay, as long as some of the question does
+    told = talk("a very long question that " * 20 + "ends here?", "short reply", system="A short system text.")
+    kept = renderer.decode(renderer.render(told, 80).ids, skip_special=False)
+    assert kept.startswith("<|im_start|>system\nA short system text.<|im_end|>\n<|im_start|>user\n")
+    assert kept.endswith("ends here?<|im_end|>\n<|im_start|>assistant\nshort reply<|im_end|>")
+    assert len(renderer.render(told, 80).ids) == 80
+    assert trained(renderer, told, 80) == "short reply<|im_end|>"
     too_long = renderer.render(talk("why?", "because " * 100), 32)
     assert len(too_long.ids) == 32
     assert 0 < too_long.mask.index(True) <= 8

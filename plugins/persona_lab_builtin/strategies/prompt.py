@@ -64,7 +64,10 @@ class PromptStrategy(Strategy):
 
         settings = FitSettings(max_tokens=config.max_tokens)
         without = estimate_forward(settings, base, dataset, machine, passes=1)
-        shown = estimate_forward(settings, base, dataset, machine, passes=1, more=config.token_budget)
+        shown = estimate_forward(
+            settings, base, dataset, machine, passes=1, more=_room(config, dataset),
+            shared=config.choose == "fixed",
+        )  # fmt: skip
         reason = "Nothing is trained; each answer has to read the examples first."
         return combine_estimates(without, shown, reason=reason)
 
@@ -95,3 +98,12 @@ class PromptStrategy(Strategy):
         if after > before:
             ctx.log("The examples make held-out replies less likely: try fewer, or none.", "warning")
         return {"validation_before": before, "validation_after": after}
+
+
+def _room(config: PromptConfig, dataset: Dataset | None) -> int:
+    """Tokens that the examples take: seldom all that they may. Four characters a token, and five for each turn."""
+    if dataset is None:
+        return config.token_budget
+    exchanges = [conversation.messages[:2] for conversation in dataset.of("train")]
+    sizes = [sum(len(message.content) / 4 + 5 for message in pair) for pair in exchanges]
+    return min(config.token_budget, round(config.count * sum(sizes) / max(len(sizes), 1)))
