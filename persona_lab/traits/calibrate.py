@@ -1,9 +1,9 @@
 """What a trait's slider means on a model: at which layers the vector is added, and how much of it +100 and -100 are.
 
 100 is the strongest pull whose replies stay fluent: their bits per byte under the unsteered model rise by at most
-`MORE_BITS`, and the share of repeated three-word sequences by at most `MORE_REPETITION`. (Human lines cost the starter
-about 1.5 bits a byte, its own replies 0.5: the bound lies between.) Where more of the vector gives less of the trait,
-or hardly more, though it stays fluent, 100 is where nearly the most is gained (see `_even`).
+`MORE_BITS`, and the share of repeated three-word sequences by at most `MORE_REPETITION`. (Lines that people wrote cost
+a model more bits than its own replies; the bound is meant to lie between.) Where more of the vector gives less of the
+trait, or hardly more, though it stays fluent, 100 is where nearly the most is gained (see `_even`).
 A direction counts as steered where replies there are more in its manner than the unsteered ones, with a 95% interval
 (bootstrap over questions, between the strengths that were measured) that leaves zero out; otherwise the trait is said
 not to steer this model that way. How much in the manner a reply is: its likelihood under the unsteered model that is
@@ -17,18 +17,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy
 import torch
 
 from persona_lab.datasets.rendering import ChatRenderer
+from persona_lab.evaluation.statistics import cluster_bootstrap
 from persona_lab.inference.decoding import generate
 from persona_lab.inference.scoring import loglikelihood
 from persona_lab.inference.steering import Shift
 from persona_lab.inference.trait_files import KeptTrait
 from persona_lab.traits.contrast import QUESTIONS as ASKED
-from persona_lab.traits.contrast import contrast
+from persona_lab.traits.contrast import read_sides, tells_apart
 from persona_lab.types import Message, Sampling, Trait, TraitCalibration, TraitLevel, now
 
 MORE_BITS = 0.6
@@ -63,7 +65,6 @@ NEARLY_MOST = 0.9
 """Share of the most that can be gained fluently, beyond which more of the vector is not worth its cost in fluency."""
 TRIED = 60
 """Strengths between which 100 is chosen."""
-RESAMPLES = 1000
 STEPS = 8
 """Parts of the work that are reported."""
 LN2 = 0.6931471805599453
@@ -93,8 +94,9 @@ def compute(model: Any, renderer: ChatRenderer, trait: Trait, seed: int, progres
     """
     started = time.perf_counter()
     progress(0, "reading replies of both kinds")
-    vectors = contrast(model, renderer, trait, seed, look=lambda: progress(1, "reading replies of both kinds"))
-    bench = _Bench(model, renderer, trait, vectors, seed)
+    look = partial(progress, 1, "reading replies of both kinds")
+    lines = read_sides(model, renderer, trait, seed, look)
+    bench = _Bench(model, renderer, trait, lines[0].mean(dim=0) - lines[1].mean(dim=0), seed)
     progress(2, "asking without it")
     chosen = _best_layers(bench, lambda done: progress(3 + done, "trying layers"))
     levels = [_Strength(chosen, sign * size) for sign in (-1, 1) for size in FINE]
@@ -108,6 +110,7 @@ def compute(model: Any, renderer: ChatRenderer, trait: Trait, seed: int, progres
         away=_strongest([level for level in reversed(measured) if level.strength < 0], plain, seed),
         unsteered_bits_per_byte=plain.bits_per_byte,
         unsteered_repetition=plain.repetition,
+        tells_apart=round(tells_apart(*lines, chosen), 3),
         levels=tuple(_told(level, plain, seed) for level in measured),
         seconds=round(time.perf_counter() - started, 2),
         created=now(),
@@ -124,6 +127,11 @@ def candidates(layers: int) -> list[tuple[int, ...]]:
     return list(dict.fromkeys(tuple(min(layer, layers - 1) for layer in choice) for choice in found))
 
 
+def share(layers: int) -> float:
+    """The part of a trait's vector that each of so many layers adds, and that is kept in its file."""
+    return 2 / (1 + layers)
+
+
 class _Bench:
     """Asks the model questions at some strengths, and measures its replies under the unsteered model."""
 
@@ -133,7 +141,7 @@ class _Bench:
 
     def vector(self, layers: Sequence[int], layer: int) -> torch.Tensor:
         """Of one layer; where several share the work each does its part, since what is added stays in the stream."""
-        return self.vectors[layer] * (2 / (1 + len(layers)))
+        return self.vectors[layer] * share(len(layers))
 
     def plain(self, questions: int) -> _Strength:
         """Without steering."""
@@ -281,7 +289,8 @@ def _told(level: _Strength, plain: _Strength, seed: int) -> TraitLevel:
 
 
 def _interval(gains: Any, seed: int) -> tuple[float, float]:
-    """95%, of the mean, by bootstrap."""
-    draws = numpy.random.default_rng(seed).integers(0, len(gains), (RESAMPLES, len(gains)))
-    low, high = numpy.quantile(gains[draws].mean(axis=1), (0.025, 0.975))
-    return float(low), float(high)
+    """95%, of the mean over questions, by the bootstrap of the evaluation."""
+    found = cluster_bootstrap(list(gains), [str(number) for number in range(len(gains))], seed=seed)
+    assert found.low is not None
+    assert found.high is not None, "several questions are asked"
+    return found.low, found.high

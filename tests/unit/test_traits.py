@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from persona_lab.inference.scoring import loglikelihood
 from persona_lab.inference.trait_files import (
     KeptTrait,
     balanced,
+    find_kept,
     kept_path,
     parse_traits,
     read_kept,
@@ -30,9 +32,10 @@ from persona_lab.inference.trait_files import (
     write_kept,
 )
 from persona_lab.models import registry
+from persona_lab.models import weights as weights_module
 from persona_lab.models.machine import worker_machine
 from persona_lab.models.weights import fingerprint
-from persona_lab.testing import Watcher, Workshop
+from persona_lab.testing import Watcher, Workshop, made_up_conversation
 from persona_lab.traits import library
 from persona_lab.traits.calibrate import (
     AIM,
@@ -49,7 +52,7 @@ from persona_lab.traits.calibrate import (
 from persona_lab.traits.contrast import QUESTIONS, contrast
 from persona_lab.traits.library import told as told_state
 from persona_lab.traits.run import run
-from persona_lab.types import Job, Message, Sampling, Trait, TraitCalibration, Variant, now
+from persona_lab.types import Job, Message, Probe, Sampling, Trait, TraitCalibration, Variant, now
 
 GREEDY = Sampling(temperature=0, max_new_tokens=10, repetition_penalty=1)
 ASKED = [Message(role="user", content="Why do you keep the sea in a drawer?")]
@@ -203,6 +206,36 @@ def test_total_shift_adds_and_prefers_the_variants_own_copies(home: Home, tiny_m
     assert numpy.allclose(own[0], kept(OWN, 7).vectors[0] * 0.6, atol=1e-5)
 
 
+def test_a_trait_that_was_changed_since_is_not_computed_for_whoever_asks(
+    home: Home, tiny_model: Path, persona_factory: Any, tmp_path: Path
+) -> None:
+    """A new version of the program brings another definition of a shipped trait; own copies stay what they are."""
+    now_defined = library.trait(home, "grumpy")
+    before = kept(now_defined.model_copy(update={"towards": "You are a bear."}))
+    weights = [fingerprint(tiny_model), "older"]
+    pulled = variant(tiny_model, traits={"grumpy": 30})
+    write_kept(kept_path(home, "grumpy", weights[0]), before)
+    with Engine.open(home.root) as engine:
+        engine.save_persona(persona_factory())
+        assert {s.trait.id: s.status for s in engine.traits(str(tiny_model))}["grumpy"] == "not computed"
+        with pytest.raises(BadInput, match="traits compute grumpy"):
+            engine.pulled([engine.base_variant("tamsin", str(tiny_model))], {"grumpy": 30})
+    assert find_kept(pulled, home, "grumpy", weights) is None
+    with pytest.raises(BadInput, match="traits compute grumpy"):
+        total_shift(pulled, home, weights)
+    # of the weights that come next one has it as it is now; and a damaged file is none
+    write_kept(kept_path(home, "grumpy", weights[1]), kept(now_defined))
+    assert find_kept(pulled, home, "grumpy", weights) == kept_path(home, "grumpy", weights[1])
+    assert library.state(home, now_defined, weights).status == "ready"
+    kept_path(home, "grumpy", weights[1]).write_bytes(b"nonsense")
+    assert find_kept(pulled, home, "grumpy", weights) is None
+    assert library.state(home, now_defined, weights).status == "not computed"
+    write_kept(tmp_path / "grumpy.safetensors", before)
+    saved = pulled.model_copy(update={"steering": str(tmp_path)})
+    assert find_kept(saved, home, "grumpy", weights) == tmp_path / "grumpy.safetensors"
+    assert library.state(home, now_defined, weights, saved).status == "ready"
+
+
 # --- computing ------------------------------------------------------------------------------------
 
 
@@ -283,6 +316,26 @@ def test_computing_reports_writes_and_says_what_came_of_it(home: Home, tiny_mode
     state = library.state(home, library.trait(home, "drawers"), [fingerprint(tiny_model)])
     assert state.status == ("ready" if again.calibration.steers else "does not steer")
     assert told_state(state) in watcher.said
+
+
+def test_the_page_asks_no_weights_once_a_worker_has(
+    home: Home, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever computed a trait leaves the fingerprint of the weights: drawing a slider reads no weights."""
+    library.add(home, OWN)
+    job = Job(
+        id="t", kind="traits", name="t", home=str(home.root), created=now(), base=str(tiny_model),
+        config={"traits": ["drawers"]},
+    )  # fmt: skip
+    run(job, Watcher())
+    monkeypatch.setattr(weights_module, "_fingerprints", {})  # as in another process
+
+    def read(folder: Path) -> str:
+        raise AssertionError(f"{folder} was read")
+
+    monkeypatch.setattr(weights_module, "fingerprint", read)
+    with Engine.open(home.root) as engine:
+        assert engine.traits(str(tiny_model))[-1].status != "not computed"
 
 
 def test_the_same_seed_gives_the_same_trait(home: Home, tiny_model: Path) -> None:
@@ -366,6 +419,42 @@ def test_an_adapter_is_saved_with_its_weights(tmp_path: Path, tiny_model: Path) 
     renderer = ChatRenderer(tiny_model)
     found = [say(host, renderer, who)[1] for who in (trained, made, pulled, trained)]
     assert found[1] == found[2] != found[0] == found[3]
+
+
+def test_pulled_and_back_a_trained_variant_is_what_it_was(
+    tmp_path: Path, tiny_model: Path, specificity_of: Callable[..., dict[str, float]]
+) -> None:
+    """Identical logits, and so the same specificity, bit by bit, with a pulled reply written in between."""
+    shop = Workshop(tmp_path, base=tiny_model)
+    shop.train("lora", run_id="trained", epochs=2, samples=0)
+    trained = shop.variant("trained")
+    have(shop.home, tiny_model, "archaic")
+    host = VariantHost(registry.describe(str(tiny_model), shop.home), worker_machine(shop.home.root), shop.home)
+    renderer = ChatRenderer(tiny_model)
+    held_out = [made_up_conversation(i, "test") for i in range(60, 66)]
+    probes = [
+        Probe(id=c.id, kind="reply", cluster=c.id, messages=c.messages[:1], reply=c.messages[1].content, other=other)
+        for c, other in zip(held_out, [f"It is {n} o'clock, and I have no opinion." for n in range(6)], strict=True)
+    ]
+
+    def state(pull: float | None) -> tuple[torch.Tensor, dict[str, float]]:
+        who = trained if pull is None else trained.model_copy(update={"traits": {"archaic": pull}})
+        ids = torch.tensor([renderer.prompt_ids(messages_for(who, ASKED))])
+        with host.model_for(who) as model, torch.no_grad():
+            logits = model(input_ids=ids).logits.clone()
+        return logits, specificity_of(host, renderer, who, probes)
+
+    before, modern = state(None), state(-100)
+    assert before[1]["mean"] != 0  # it was trained
+    assert not torch.equal(before[0], modern[0])
+    assert before[1] != modern[1]
+    pulled = trained.model_copy(update={"traits": {"archaic": -100}})
+    with host.model_for_batch([trained]) as (model, names):
+        shifts = [host.shift_of(pulled)]
+        assert generate(model, renderer, [ASKED], GREEDY, adapter_names=names, shifts=shifts)[0].text
+    for back in (state(0), state(None)):
+        assert torch.equal(back[0], before[0])
+        assert back[1] == before[1]
 
 
 def test_what_cannot_be_pulled_is_refused_at_once(home: Home, tiny_model: Path, persona_factory: Any) -> None:
