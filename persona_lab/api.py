@@ -48,6 +48,7 @@ from persona_lab.types import (
     Quantization,
     Rendered,
     Sampling,
+    TraitState,
     Variant,
 )
 
@@ -118,6 +119,7 @@ _TOOLKIT = {
     "voice_of": "persona_lab.evaluation.style",
     "held_out_lines": "persona_lab.evaluation.style",
     "written_replies": "persona_lab.evaluation.replies",
+    "replies_to": "persona_lab.evaluation.replies",
     "slug": "persona_lab.types",
     "corpus_files": "persona_lab.datasets.corpus",
     "own_corpus": "persona_lab.datasets.corpus",
@@ -159,6 +161,7 @@ _TOOLKIT = {
     "GoTemplate": "persona_lab.export.modelfile",
     "card_png": "persona_lab.export.toolkit",
     "greeting": "persona_lab.personas.prompt",
+    "example_dialogues": "persona_lab.personas.dialogues",
 }
 
 
@@ -393,6 +396,21 @@ class EvalContext(Reporter, Protocol):
         [outputs, inputs] on the CPU, one pair at a time; nothing is given for the base and for prompts.
         """
 
+    def computed_traits(self) -> list[TraitState]:
+        """The traits (`state.trait`) whose vectors are there for the variant's base; none is computed."""
+
+    def along_traits(
+        self, traits: Sequence[str], items: Sequence[tuple[Sequence[Message], str]]
+    ) -> list[dict[str, float | None]]:
+        """Of each (messages, reply) its place along each of these traits, by id, in lengths of the trait's vector.
+
+        The unsteered base reads all texts, whoever wrote them, without a system prompt; kept on disk by what went in.
+        Only differences mean something. None for a blank reply.
+
+        Raises:
+            BadModel: a trait was not computed for this base.
+        """
+
 
 class Evaluator(ABC):
     """Turns a variant and probes into metrics with confidence intervals.
@@ -565,6 +583,7 @@ __all__ = [
     "Tab",
     "TrainContext",
     "TrainJob",
+    "TraitState",
     "UnknownName",
     "Variant",
     "WorkFailed",

@@ -21,8 +21,12 @@ from persona_lab.inference.divergence import Passage, divergence
 from persona_lab.inference.loading import VariantHost
 from persona_lab.inference.prompting import messages_for
 from persona_lab.inference.scoring import loglikelihood
+from persona_lab.inference.trait_files import kept_path, read_kept
 from persona_lab.models.registry import ensure
+from persona_lab.models.weights import sha256
 from persona_lab.personas.prompt import system_prompt
+from persona_lab.traits import library
+from persona_lab.traits.reading import positions
 from persona_lab.types import (
     BaseModelInfo,
     Dataset,
@@ -32,6 +36,7 @@ from persona_lab.types import (
     Message,
     Persona,
     Sampling,
+    TraitState,
     Variant,
 )
 
@@ -40,6 +45,7 @@ _ITEMS_AT_ONCE = 160
 """Items scored between two looks at whether the user cancelled; what is scored is on disk after each."""
 _PROMPTS_AT_ONCE = 20
 _PASSAGES_AT_ONCE = 12
+_READ_AT_ONCE = 32
 _TOKENS_BETWEEN_LOOKS = 64
 
 
@@ -198,6 +204,37 @@ class VariantContext:
         if _or_none(variant) is None and under.path == base.path:
             return iter(())
         return updates(variant, base, self.machine, under)
+
+    def computed_traits(self) -> list[TraitState]:
+        """The traits whose vectors are there for the base's own weights; none is computed."""
+        _, host, _ = self._models.of(self.base_variant.base)
+        found = library.states(host.home, [host.base_fingerprint])
+        return [state for state in found if state.status != "not computed"]
+
+    def along_traits(self, traits: Sequence[str], items: Sequence[Item]) -> list[dict[str, float | None]]:
+        """Where each (messages, reply) stands along these traits, as the base reads it, by id of the trait.
+
+        Read are texts: no system prompt and no examples are put before anything, and whose words they are does not
+        matter. See `traits.reading`.
+
+        Raises:
+            BadModel: a trait was not computed for this base.
+        """
+        base = self.base_variant.model_copy(update={"traits": {}})
+        weights, host = self._models.weights(base), self._models.of(base.base)[1]
+        paths = [kept_path(host.home, trait, host.base_fingerprint) for trait in traits]
+        kept = [read_kept(path) for path in paths]
+        directions = [sha256(path) for path in paths]
+        keys = [key_of("along", weights, directions, _plain(messages), reply) for messages, reply in items]
+
+        def read(model: Any, renderer: ChatRenderer, part: Sequence[int], done: int, total: int) -> list[Any]:
+            self.step(done, total, stage="reading")
+            return positions(model, renderer, kept, [items[i] for i in part])
+
+        # texts of similar length share a batch, so that little is padded
+        order = sorted(range(len(items)), key=lambda i: (sum(len(m.content) for m in items[i][0]), keys[i]))
+        found = self._computed(base, keys, order, _READ_AT_ONCE, "reading", read)
+        return [dict(zip(traits, values, strict=True)) for values in found]
 
     def _computed(
         self,

@@ -124,6 +124,11 @@ def candidates(layers: int) -> list[tuple[int, ...]]:
     return list(dict.fromkeys(tuple(min(layer, layers - 1) for layer in choice) for choice in found))
 
 
+def share(layers: int) -> float:
+    """The part of a trait's vector that each of so many layers adds, and that is kept in its file."""
+    return 2 / (1 + layers)
+
+
 class _Bench:
     """Asks the model questions at some strengths, and measures its replies under the unsteered model."""
 
@@ -133,7 +138,7 @@ class _Bench:
 
     def vector(self, layers: Sequence[int], layer: int) -> torch.Tensor:
         """Of one layer; where several share the work each does its part, since what is added stays in the stream."""
-        return self.vectors[layer] * (2 / (1 + len(layers)))
+        return self.vectors[layer] * share(len(layers))
 
     def plain(self, questions: int) -> _Strength:
         """Without steering."""

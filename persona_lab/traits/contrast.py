@@ -10,7 +10,7 @@ https://arxiv.org/abs/2507.21509.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -92,8 +92,23 @@ def _as_replies(lines: Sequence[str]) -> list[Reply]:
 
 def _mean_states(model: Any, renderer: ChatRenderer, replies: Sequence[Reply]) -> torch.Tensor:
     """Mean over the replies of the mean hidden state of a reply's tokens, after each layer [layers, hidden]."""
-    total: torch.Tensor | None = None
-    rendered = [renderer.render([question, Message(role="assistant", content=text)]) for question, text in replies]
+    batches = mean_states(model, renderer, [([question], text) for question, text in replies])
+    return torch.cat([batch.sum(dim=0, keepdim=True) for batch in batches]).sum(dim=0) / len(replies)
+
+
+def mean_states(
+    model: Any, renderer: ChatRenderer, items: Sequence[tuple[Sequence[Message], str]]
+) -> Iterator[torch.Tensor]:
+    """Of each (messages, reply) the mean hidden state of the reply's tokens after each layer: in batches, in order,
+    [rows, layers, hidden], fp32, on the CPU. What is read before the reply does not count, earlier replies included.
+
+    Args:
+        items: with replies that are not blank.
+    """
+    rendered = [
+        renderer.render([*messages, Message(role="assistant", content=text)], max_tokens=renderer.context_length)
+        for messages, text in items
+    ]
     for start in range(0, len(rendered), ROWS_AT_ONCE):
         batch = rendered[start : start + ROWS_AT_ONCE]
         width = max(len(row.ids) for row in batch)
@@ -101,12 +116,20 @@ def _mean_states(model: Any, renderer: ChatRenderer, replies: Sequence[Reply]) -
         ids = torch.tensor([[*row.ids, *[renderer.pad_id] * (width - len(row.ids))] for row in batch])
         mask = torch.zeros(len(batch), width)
         for place, row in enumerate(batch):
-            mask[place, : len(row.mask)] = torch.tensor(row.mask, dtype=torch.float32)
+            mask[place, slice(*_last_reply(row.mask))] = 1.0
         mask = (mask / mask.sum(dim=1, keepdim=True).clamp(min=1)).to(model.device)
         with torch.no_grad():
             states = model(input_ids=ids.to(model.device), output_hidden_states=True, logits_to_keep=1).hidden_states
-        # the first are the embeddings; [rows, tokens, hidden] -> [hidden], summed over rows
-        sums = torch.stack([(layer.float() * mask[:, :, None]).sum(dim=(0, 1)) for layer in states[1:]]).cpu()
-        total = sums if total is None else total + sums
-    assert total is not None, "called with replies"
-    return total / len(rendered)
+        # the first are the embeddings; [rows, tokens, hidden] -> [rows, hidden]
+        yield torch.stack([(layer.float() * mask[:, :, None]).sum(dim=1) for layer in states[1:]], dim=1).cpu()
+
+
+def _last_reply(mask: Sequence[bool]) -> tuple[int, int]:
+    """[start, end) of the last run of tokens that are a reply's."""
+    end = len(mask)
+    while end and not mask[end - 1]:
+        end -= 1
+    start = end
+    while start and mask[start - 1]:
+        start -= 1
+    return start, end

@@ -37,7 +37,7 @@ def persona_lab_strategies() -> Iterable[type[Strategy]]:
 
 @hookimpl
 def persona_lab_evaluators() -> Iterable[type[Evaluator]]:
-    """held_out_gain, voice, reply_ranking, break_character, facts, drift, parroting, forgetting, geometry."""
+    """held_out_gain, voice, reply_ranking, break_character, facts, drift, parroting, traits, forgetting, geometry."""
     from persona_lab_builtin.evaluators.break_character import BreakCharacter
     from persona_lab_builtin.evaluators.drift import Drift
     from persona_lab_builtin.evaluators.facts import Facts
@@ -46,6 +46,7 @@ def persona_lab_evaluators() -> Iterable[type[Evaluator]]:
     from persona_lab_builtin.evaluators.held_out_gain import HeldOutGain
     from persona_lab_builtin.evaluators.parroting import Parroting
     from persona_lab_builtin.evaluators.reply_ranking import ReplyRanking
+    from persona_lab_builtin.evaluators.traits import Traits
     from persona_lab_builtin.evaluators.voice import VoiceEvaluator
 
     return [
@@ -56,6 +57,7 @@ def persona_lab_evaluators() -> Iterable[type[Evaluator]]:
         Facts,
         Drift,
         Parroting,
+        Traits,
         Forgetting,
         Geometry,
     ]
