@@ -408,7 +408,7 @@ class EvalContext(Reporter, Protocol):
         Only differences mean something. None for a blank reply.
 
         Raises:
-            BadModel: a trait was not computed for this base.
+            BadInput: a trait was not computed for this base. BadModel
         """
 
 

@@ -78,6 +78,10 @@ class Home:
         return self.root / "cache" / "scores.sqlite"
 
     @property
+    def fingerprints(self) -> Path:
+        return self.root / "cache" / "fingerprints.json"
+
+    @property
     def calibration(self) -> Path:
         return self.root / "calibration.json"
 

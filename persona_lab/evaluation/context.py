@@ -21,7 +21,7 @@ from persona_lab.inference.divergence import Passage, divergence
 from persona_lab.inference.loading import VariantHost
 from persona_lab.inference.prompting import messages_for
 from persona_lab.inference.scoring import loglikelihood
-from persona_lab.inference.trait_files import kept_path, read_kept
+from persona_lab.inference.trait_files import kept_file, read_kept
 from persona_lab.models.registry import ensure
 from persona_lab.models.weights import sha256
 from persona_lab.personas.prompt import system_prompt
@@ -218,11 +218,11 @@ class VariantContext:
         matter. See `traits.reading`.
 
         Raises:
-            BadModel: a trait was not computed for this base.
+            BadInput: a trait was not computed for this base. BadModel
         """
         base = self.base_variant.model_copy(update={"traits": {}})
         weights, host = self._models.weights(base), self._models.of(base.base)[1]
-        paths = [kept_path(host.home, trait, host.base_fingerprint) for trait in traits]
+        paths = [kept_file(base, host.home, trait, [host.base_fingerprint]) for trait in traits]
         kept = [read_kept(path) for path in paths]
         directions = [sha256(path) for path in paths]
         keys = [key_of("along", weights, directions, _plain(messages), reply) for messages, reply in items]

@@ -26,6 +26,7 @@ from persona_lab.models.machine import memory_bytes
 from persona_lab.models.weights import (
     check_config,
     fingerprint,
+    keep_fingerprint,
     read_header,
     read_json,
     safetensors_files,
@@ -223,7 +224,7 @@ class VariantHost:
     @property
     def base_fingerprint(self) -> str:
         """sha256 (12 hex digits) of the base's safetensors."""
-        self._base_fingerprint = self._base_fingerprint or fingerprint(Path(self.info.path))
+        self._base_fingerprint = self._base_fingerprint or keep_fingerprint(Path(self.info.path), self.home)
         return self._base_fingerprint
 
     def mixable(self, variants: Sequence[Variant]) -> bool:

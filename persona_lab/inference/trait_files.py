@@ -5,7 +5,8 @@
     <variant>/steering/<trait>.safetensors         a steered variant's own copies, which nothing changes any more
 
 `<weights>` names the weights by fingerprint. A file holds `layer.N` [hidden], fp32, and in its metadata the trait and
-its calibration; a file whose trait was changed since is not used.
+its calibration; a file whose trait was changed since, by its user or by a new version of this program, is not used.
+What the shipped traits are is read here, too, because that decides it: `shipped_traits.json`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -113,20 +116,68 @@ def same_trait(a: Trait, b: Trait) -> bool:
     return a.model_dump(exclude=names) == b.model_dump(exclude=names)
 
 
-def find_kept(variant: Variant, home: Home | None, trait_id: str, weights: Sequence[str]) -> Path | None:
-    """The vector's file: the variant's own copy, else (with a home) the first of these weights that has one; None: not
-    computed."""
-    if own := own_copy(variant, trait_id):
+@cache
+def shipped_traits() -> tuple[Trait, ...]:
+    """The traits that come along."""
+    text = resources.files("persona_lab.inference").joinpath("shipped_traits.json").read_text(encoding="utf-8")
+    return tuple(Trait.model_validate(row) for row in json.loads(text))
+
+
+def defined_trait(home: Home, trait_id: str) -> Trait | None:
+    """The trait as it is now, shipped or the user's own; None: there is none of this id.
+
+    Raises:
+        BadInput: the user's file of it is damaged.
+    """
+    for known in shipped_traits():
+        if known.id == trait_id:
+            return known
+    for path in home.traits.glob("*/trait.json"):
+        if path.parent.name == trait_id:
+            return read_trait(path)
+    return None
+
+
+def find_kept(variant: Variant | None, home: Home | None, trait_id: str, weights: Sequence[str]) -> Path | None:
+    """The vector's file: the variant's own copy, which stays what it is, else (with a home) that of the first of these
+    weights that has one of the trait as it is now; None: not computed.
+
+    Raises:
+        BadInput: the user's file of the trait is damaged.
+    """
+    if variant is not None and (own := own_copy(variant, trait_id)):
         return own
-    if home is None:
+    now = defined_trait(home, trait_id) if home is not None else None
+    if home is None or now is None:
         return None
-    for name in weights:
-        if (path := kept_path(home, trait_id, name)).is_file():
+    for path in (kept_path(home, trait_id, name) for name in weights):
+        if path.is_file() and is_of(path, now):
             return path
     return None
 
 
-def _found(variant: Variant, home: Home | None, trait_id: str, weights: Sequence[str]) -> Path:
+def is_of(path: Path, trait: Trait) -> bool:
+    """Whether the file can be read and has the vector of the trait as it is now."""
+    state = path.stat()
+    kept = _kept_trait(path, state.st_mtime_ns, state.st_size)
+    return kept is not None and same_trait(kept, trait)
+
+
+@lru_cache(maxsize=256)
+def _kept_trait(path: Path, _changed: int, _size: int) -> Trait | None:
+    """The trait in a file's head, as long as the file stays as it is; None: it is damaged."""
+    try:
+        return read_kept(path, vectors=False).trait
+    except BadModel:
+        return None
+
+
+def kept_file(variant: Variant, home: Home | None, trait_id: str, weights: Sequence[str]) -> Path:
+    """`find_kept`.
+
+    Raises:
+        BadInput: it was not computed, or the user's file of the trait is damaged.
+    """
     path = find_kept(variant, home, trait_id, weights)
     if path is None:
         raise BadInput(
@@ -167,7 +218,7 @@ def total_shift(variant: Variant, home: Home | None, weights: Sequence[str]) -> 
     """
     total: dict[int, Vector] = {}
     for trait_id, setting in balanced(settings_of(variant.traits)).items():
-        for layer, vector in read_kept(_found(variant, home, trait_id, weights)).pulled(setting).items():
+        for layer, vector in read_kept(kept_file(variant, home, trait_id, weights)).pulled(setting).items():
             total[layer] = total[layer] + vector if layer in total else vector
     return total
 
@@ -179,7 +230,7 @@ def copy_kept(variant: Variant, home: Home, weights: Sequence[str], target: Path
         BadInput: one was not computed. BadModel: one is damaged. DiskFull
     """
     for trait_id in settings_of(variant.traits):
-        write_kept(target / f"{trait_id}.safetensors", read_kept(_found(variant, home, trait_id, weights)))
+        write_kept(target / f"{trait_id}.safetensors", read_kept(kept_file(variant, home, trait_id, weights)))
 
 
 def parse_traits(text: str) -> dict[str, float]:

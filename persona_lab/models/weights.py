@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from persona_lab.errors import BadModel
-from persona_lab.home import disk_errors
+from persona_lab.errors import BadModel, DiskFull
+from persona_lab.home import Home, disk_errors, write_atomic
 from persona_lab.types import Variant
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
@@ -36,15 +36,14 @@ def fingerprint(folder: Path) -> str:
 
     For one file it is the start of that file's sha256. Kept in memory for as long as sizes and times stay the same.
     """
-    files = safetensors_files(folder)
-    if not files:
+    state = _state(folder)
+    if not state:
         return ""
-    state = tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)
     known = _fingerprints.get(folder)
     if known and known[0] == state:
         return known[1]
     digest = hashlib.sha256()
-    for path in files:
+    for path in safetensors_files(folder):
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
@@ -52,9 +51,63 @@ def fingerprint(folder: Path) -> str:
     return _fingerprints[folder][1]
 
 
-def weights_name(variant: Variant) -> str:
-    """A name for a variant's own weights, by their fingerprint, under which what was computed on them is kept."""
-    return f"{variant.quantization or ''}{variant.kind}_{fingerprint(Path(variant.path))}"
+def kept_fingerprint(folder: Path, home: Home) -> str:
+    """The same as a process found it before, for as long as sizes and times stay the same; else found, and kept.
+
+    For the page, which must not read gigabytes to draw a slider. What is said of a reply, and what is checked, asks
+    `fingerprint`. Losing the file, `<home>/cache/fingerprints.json`, costs time only.
+    """
+    state = _state(folder)
+    if not state:
+        return ""
+    known = _fingerprints.get(folder)
+    if known and known[0] == state:
+        return known[1]
+    found = _kept(home).get(str(folder))
+    if isinstance(found, dict) and found.get("files") == [list(part) for part in state]:
+        name = found.get("fingerprint")
+        if isinstance(name, str) and name:
+            return name
+    return keep_fingerprint(folder, home)
+
+
+def keep_fingerprint(folder: Path, home: Home) -> str:
+    """`fingerprint`, kept for those who ask `kept_fingerprint`; where it cannot be written, they find it themselves."""
+    name = fingerprint(folder)
+    entry = {"files": [list(part) for part in _state(folder)], "fingerprint": name}
+    known = _kept(home)
+    if name and known.get(str(folder)) != entry:
+        left = {path: other for path, other in known.items() if path != str(folder) and Path(path).is_dir()}
+        try:
+            write_atomic(home.fingerprints, json.dumps({**left, str(folder): entry}, indent=1) + "\n")
+        except (OSError, DiskFull):
+            return name
+    return name
+
+
+def _state(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of each safetensors file."""
+    return tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in safetensors_files(folder))
+
+
+def _kept(home: Home) -> dict[str, Any]:
+    """What was kept; {} where nothing was, or nothing that can be read."""
+    try:
+        found = json.loads(home.fingerprints.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def weights_name(variant: Variant, home: Home | None = None) -> str:
+    """A name for a variant's own weights, by their fingerprint, under which what was computed on them is kept.
+
+    Args:
+        home: `kept_fingerprint` is asked instead of the files.
+    """
+    folder = Path(variant.path)
+    found = fingerprint(folder) if home is None else kept_fingerprint(folder, home)
+    return f"{variant.quantization or ''}{variant.kind}_{found}"
 
 
 def checksums(folder: Path) -> dict[str, str]:

@@ -129,12 +129,13 @@ class Pulling(Part):
     def _trait_weights(self, base: BaseModelInfo, variant: Variant | None) -> list[str]:
         """Names of the weights whose vectors suit, best first, as the workers name them; [] while the base is not
         there."""
-        from persona_lab.models.weights import fingerprint, weights_name
+        from persona_lab.models.weights import kept_fingerprint, weights_name
 
-        # nothing was computed yet: large weights need not be read for that
+        # nothing was computed yet: large weights need not be looked at for that. Else whoever computed it has left
+        # their fingerprint
         if not base.ready or not any(self.home.traits.glob("*/*.safetensors")):
             return []
         own = []
         if variant is not None and variant.kind in ("adapter", "weights") and variant.path:
-            own = [weights_name(variant)]
-        return [*own, fingerprint(Path(base.path))]
+            own = [weights_name(variant, self.home)]
+        return [*own, kept_fingerprint(Path(base.path), self.home)]

@@ -29,7 +29,7 @@ from persona_lab.inference.scoring import loglikelihood
 from persona_lab.inference.steering import Shift, steered
 from persona_lab.inference.trait_files import STEERING, copy_kept, settings_of, total_shift
 from persona_lab.models import embedding
-from persona_lab.models.weights import fingerprint
+from persona_lab.models.weights import fingerprint, keep_fingerprint
 from persona_lab.settings import validate_settings
 from persona_lab.training import randomness, saving
 from persona_lab.training.batches import shared_prefix
@@ -389,7 +389,8 @@ class Context:
     # --- traits --------------------------------------------------------------------------------------
 
     def compute_traits(self, model: Any, traits: Sequence[str]) -> None:
-        home, weights = self._trait_home(), fingerprint(Path(self.base.path))
+        home = self._trait_home()
+        weights = keep_fingerprint(Path(self.base.path), home)
         chosen = missing(home, traits, [weights])
         compute_all(model, self.renderer, home, chosen, weights, self.seed, self)
 

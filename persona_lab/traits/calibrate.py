@@ -1,9 +1,9 @@
 """What a trait's slider means on a model: at which layers the vector is added, and how much of it +100 and -100 are.
 
 100 is the strongest pull whose replies stay fluent: their bits per byte under the unsteered model rise by at most
-`MORE_BITS`, and the share of repeated three-word sequences by at most `MORE_REPETITION`. (Human lines cost the starter
-about 1.5 bits a byte, its own replies 0.5: the bound lies between.) Where more of the vector gives less of the trait,
-or hardly more, though it stays fluent, 100 is where nearly the most is gained (see `_even`).
+`MORE_BITS`, and the share of repeated three-word sequences by at most `MORE_REPETITION`. (Lines that people wrote cost
+a model more bits than its own replies; the bound is meant to lie between.) Where more of the vector gives less of the
+trait, or hardly more, though it stays fluent, 100 is where nearly the most is gained (see `_even`).
 A direction counts as steered where replies there are more in its manner than the unsteered ones, with a 95% interval
 (bootstrap over questions, between the strengths that were measured) that leaves zero out; otherwise the trait is said
 not to steer this model that way. How much in the manner a reply is: its likelihood under the unsteered model that is
@@ -23,6 +23,7 @@ import numpy
 import torch
 
 from persona_lab.datasets.rendering import ChatRenderer
+from persona_lab.evaluation.statistics import cluster_bootstrap
 from persona_lab.inference.decoding import generate
 from persona_lab.inference.scoring import loglikelihood
 from persona_lab.inference.steering import Shift
@@ -63,7 +64,6 @@ NEARLY_MOST = 0.9
 """Share of the most that can be gained fluently, beyond which more of the vector is not worth its cost in fluency."""
 TRIED = 60
 """Strengths between which 100 is chosen."""
-RESAMPLES = 1000
 STEPS = 8
 """Parts of the work that are reported."""
 LN2 = 0.6931471805599453
@@ -286,7 +286,8 @@ def _told(level: _Strength, plain: _Strength, seed: int) -> TraitLevel:
 
 
 def _interval(gains: Any, seed: int) -> tuple[float, float]:
-    """95%, of the mean, by bootstrap."""
-    draws = numpy.random.default_rng(seed).integers(0, len(gains), (RESAMPLES, len(gains)))
-    low, high = numpy.quantile(gains[draws].mean(axis=1), (0.025, 0.975))
-    return float(low), float(high)
+    """95%, of the mean over questions, by the bootstrap of the evaluation."""
+    found = cluster_bootstrap(list(gains), [str(number) for number in range(len(gains))], seed=seed)
+    assert found.low is not None
+    assert found.high is not None, "several questions are asked"
+    return found.low, found.high

@@ -2,8 +2,7 @@
 
 Replies are the trait's example lines, as answers to everyday questions. A trait without lines has the model write
 replies under either description, and reads them *without* it, so that the vector says how such a reply is, not that an
-instruction was given. A small model follows descriptions poorly: on the starter the two vectors of a trait had a cosine
-of 0.1, and that of the lines pulled two to three times as far, so written replies are only used where there are no
+instruction was given. A small model follows descriptions poorly, so written replies are only used where there are no
 lines. Per layer: mean over the tokens of a reply, mean over replies, difference of the sides. Method: persona vectors,
 https://arxiv.org/abs/2507.21509.
 """

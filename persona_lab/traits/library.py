@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cache
-from importlib import resources
-from pathlib import Path
 
 from pydantic import ValidationError
 
 from persona_lab.errors import BadInput, BadModel, UnknownName
 from persona_lab.home import Home, write_atomic
-from persona_lab.inference.trait_files import kept_path, own_copy, read_kept, read_trait, same_trait
+from persona_lab.inference.trait_files import defined_trait, find_kept, is_of, read_kept, read_trait, shipped_traits
 from persona_lab.types import Trait, TraitState, Variant
 
 MAX_FILE_BYTES = 1 << 20
 
 
-@cache
 def shipped() -> tuple[Trait, ...]:
     """The traits that come along."""
-    text = resources.files("persona_lab.traits").joinpath("shipped.json").read_text(encoding="utf-8")
-    return tuple(Trait.model_validate(row) for row in json.loads(text))
+    return shipped_traits()
 
 
 def own_traits(home: Home) -> list[Trait]:
@@ -47,12 +42,9 @@ def trait(home: Home, trait_id: str) -> Trait:
     Raises:
         UnknownName. BadInput: the user's file of it is damaged.
     """
-    for known in shipped():
-        if known.id == trait_id:
-            return known
-    for path in home.traits.glob("*/trait.json"):
-        if path.parent.name == trait_id:
-            return read_trait(path)
+    found = defined_trait(home, trait_id)
+    if found is not None:
+        return found
     raise UnknownName("trait", trait_id, [known.id for known in traits(home)])
 
 
@@ -68,7 +60,7 @@ def add(home: Home, new: Trait) -> Trait:
         raise BadInput("Both descriptions of the trait are the same.", "Describe two opposites.")
     if (home.traits / new.id / "trait.json").is_file():
         for path in (home.traits / new.id).glob("*.safetensors"):
-            if not _current(path, new):
+            if not is_of(path, new):
                 path.unlink(missing_ok=True)  # of the definition before
     write_atomic(home.traits / new.id / "trait.json", new.model_dump_json(indent=1, exclude={"own"}) + "\n")
     return trait(home, new.id)
@@ -103,16 +95,14 @@ def states(home: Home, weights: Sequence[str], variant: Variant | None = None) -
 
 def state(home: Home, known: Trait, weights: Sequence[str], variant: Variant | None = None) -> TraitState:
     """One trait as a slider on a model."""
-    own = own_copy(variant, known.id) if variant is not None else None
-    for path in [own] if own else [kept_path(home, known.id, name) for name in weights]:
-        try:
-            kept = read_kept(path, vectors=False) if path.is_file() else None
-        except BadModel:
-            continue  # damaged: it has to be computed again
-        # a variant's own copy stays what it is, whatever becomes of the trait
-        if kept is not None and (path == own or same_trait(kept.trait, known)):
-            status = "ready" if kept.calibration.steers else "does not steer"
-            return TraitState(trait=known, status=status, calibration=kept.calibration)
+    path = find_kept(variant, home, known.id, weights)
+    try:
+        kept = read_kept(path, vectors=False) if path is not None else None
+    except BadModel:
+        kept = None  # damaged: it has to be computed again
+    if kept is not None:
+        status = "ready" if kept.calibration.steers else "does not steer"
+        return TraitState(trait=known, status=status, calibration=kept.calibration)
     return TraitState(trait=known, status="not computed")
 
 
@@ -129,10 +119,3 @@ def told(state: TraitState) -> str:
     if fails:
         return f"{trait.title} steers this model towards {works[0]} only, not towards {fails[0]}."
     return f"{trait.title} steers this model both ways, towards {works[0]} and {works[1]}."
-
-
-def _current(path: Path, new: Trait) -> bool:
-    try:
-        return same_trait(read_kept(path, vectors=False).trait, new)
-    except BadModel:
-        return False

@@ -48,28 +48,49 @@ def prompts(renderer: ChatRenderer, shifts: list[Shift | None]) -> list[Prompt]:
     ]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma2", "gpt2"])
+LAST = {
+    "llama": ("model.layers", "mlp.down_proj"),
+    "qwen3": ("model.layers", "mlp.down_proj"),
+    "gpt2": ("transformer.h", "mlp.c_proj"),
+    "gemma2": ("model.layers", "post_feedforward_layernorm"),  # behind the last matrix, before the stream
+}
+"""Where the layers are, and what of a layer writes into the stream last."""
+
+
+class Plus(torch.nn.Module):
+    """A module with something added to what it gives."""
+
+    def __init__(self, module: torch.nn.Module, vector: torch.Tensor) -> None:
+        super().__init__()
+        self.module, self.vector = module, vector
+
+    def forward(self, *arguments: Any) -> torch.Tensor:
+        return self.module(*arguments) + self.vector
+
+
+@pytest.mark.parametrize("architecture", list(LAST))
 def test_a_shift_is_a_bias_behind_the_layer(
     architecture: str, tiny_model_of: Callable[[str], Path], home: Home
 ) -> None:
-    """The reference is the layer's own output, with the vector added by hand; the fast steps say the same."""
+    """The reference is another copy of the model with the vector as a bias in it, put there by hand, without hooks."""
     model, renderer = load(tiny_model_of(architecture), home)
     added = shift(model, 1)
     ids = torch.tensor([renderer.prompt_ids(PROMPTS[1])])
+    biased, _ = load(tiny_model_of(architecture), home)
+    layers, last = LAST[architecture]
+    for number, layer in enumerate(biased.get_submodule(layers)):
+        parent, _, name = last.rpartition(".")
+        setattr(layer.get_submodule(parent), name, Plus(layer.get_submodule(last), added.layers[number]))
     with torch.no_grad():
-        handles = [
-            layer.register_forward_hook(
-                lambda _m, _a, out, v=added.layers[n]: (out[0] + v, *out[1:]) if isinstance(out, tuple) else out + v
-            )
-            for n, layer in enumerate(decoder_layers(model))
-        ]
-        expected = model(input_ids=ids).logits[0, -1]
-        plain_again = [handle.remove() for handle in handles] and model(input_ids=ids).logits[0, -1]
+        expected, plain = (one(input_ids=ids).logits[0, -1] for one in (biased, model))
         with open_steps(model, [Prompt(tuple(ids[0].tolist()), 2, shift=added)], renderer.pad_id) as steps:
             assert isinstance(steps, FastSteps)
             found = steps.start()[0]
+        with steered(model, [added]):
+            hooked = model(input_ids=ids).logits[0, -1]
     assert torch.allclose(found, expected, atol=1e-4)
-    assert (found - plain_again).abs().max() > 0.05
+    assert torch.allclose(hooked, expected, atol=1e-4)
+    assert (found - plain).abs().max() > 0.05
 
 
 @pytest.mark.parametrize("packed", [None, PackedWeights()])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -14,7 +16,7 @@ import pytest
 
 from persona_lab.errors import BadInput, BadModel, DiskFull, ModelUnavailable, UnknownName
 from persona_lab.home import Home
-from persona_lab.models import cache, registry, wheels
+from persona_lab.models import cache, registry, weights, wheels
 from persona_lab.models.estimate import estimate_training
 from persona_lab.models.gguf import read_gguf
 from persona_lab.models.machine import probe_machine
@@ -61,6 +63,35 @@ def test_local_folder(tiny_model: Path, home: Home, reporter: Any) -> None:
     assert info.architecture == "LlamaForCausalLM"
     assert info.parameters > 100_000
     assert len(fingerprint(tiny_model)) == 12
+
+
+def test_a_kept_fingerprint_saves_reading_until_a_file_changes(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"some weights")
+    name = weights.keep_fingerprint(tmp_path, home)
+    assert name == fingerprint(tmp_path) == hashlib.sha256(b"some weights").hexdigest()[:12]
+    state = file.stat()
+    file.write_bytes(b"other weight")  # of the same size and time: only who reads it would know
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    monkeypatch.setattr(weights, "_fingerprints", {})  # as in another process
+    assert weights.kept_fingerprint(tmp_path, home) == name
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns + 1_000_000))
+    other = hashlib.sha256(b"other weight").hexdigest()[:12]
+    assert weights.kept_fingerprint(tmp_path, home) == other == fingerprint(tmp_path)
+    # it is only a cache: damaged, in the way or of folders that are gone, it hinders nobody
+    for damage in ("{", "[]", json.dumps({str(tmp_path): 3, "/gone": {}})):
+        home.fingerprints.write_text(damage)
+        monkeypatch.setattr(weights, "_fingerprints", {})
+        assert weights.kept_fingerprint(tmp_path, home) == other
+        assert list(json.loads(home.fingerprints.read_text())) == [str(tmp_path)]
+    home.fingerprints.unlink()
+    home.fingerprints.mkdir()
+    monkeypatch.setattr(weights, "_fingerprints", {})
+    assert weights.kept_fingerprint(tmp_path, home) == other
+    file.unlink()
+    assert weights.kept_fingerprint(tmp_path, home) == ""
 
 
 def _copy(source: Path, target: Path) -> Path:

@@ -12,7 +12,7 @@ import torch
 from persona_lab_builtin.evaluators.traits import Traits, TraitsConfig
 
 from persona_lab.datasets.rendering import ChatRenderer
-from persona_lab.errors import BadModel
+from persona_lab.errors import BadInput
 from persona_lab.evaluation.context import Models, VariantContext
 from persona_lab.home import Home
 from persona_lab.inference.loading import load_model
@@ -132,7 +132,7 @@ def test_the_base_reads_and_nothing_is_read_twice(
     assert len(reporter.messages) == said
     have(home, tiny_model, "archaic", "grumpy")  # computed anew: other vectors
     assert ctx.along_traits(["grumpy", "archaic"], items)[0] != found[0]
-    with pytest.raises(BadModel, match="Compute the trait again"):
+    with pytest.raises(BadInput, match="was not computed"):
         ctx.along_traits(["sea"], items)
 
 

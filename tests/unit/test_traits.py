@@ -21,6 +21,7 @@ from persona_lab.inference.scoring import loglikelihood
 from persona_lab.inference.trait_files import (
     KeptTrait,
     balanced,
+    find_kept,
     kept_path,
     parse_traits,
     read_kept,
@@ -30,6 +31,7 @@ from persona_lab.inference.trait_files import (
     write_kept,
 )
 from persona_lab.models import registry
+from persona_lab.models import weights as weights_module
 from persona_lab.models.machine import worker_machine
 from persona_lab.models.weights import fingerprint
 from persona_lab.testing import Watcher, Workshop
@@ -203,6 +205,36 @@ def test_total_shift_adds_and_prefers_the_variants_own_copies(home: Home, tiny_m
     assert numpy.allclose(own[0], kept(OWN, 7).vectors[0] * 0.6, atol=1e-5)
 
 
+def test_a_trait_that_was_changed_since_is_not_computed_for_whoever_asks(
+    home: Home, tiny_model: Path, persona_factory: Any, tmp_path: Path
+) -> None:
+    """A new version of the program brings another definition of a shipped trait; own copies stay what they are."""
+    now_defined = library.trait(home, "grumpy")
+    before = kept(now_defined.model_copy(update={"towards": "You are a bear."}))
+    weights = [fingerprint(tiny_model), "older"]
+    pulled = variant(tiny_model, traits={"grumpy": 30})
+    write_kept(kept_path(home, "grumpy", weights[0]), before)
+    with Engine.open(home.root) as engine:
+        engine.save_persona(persona_factory())
+        assert {s.trait.id: s.status for s in engine.traits(str(tiny_model))}["grumpy"] == "not computed"
+        with pytest.raises(BadInput, match="traits compute grumpy"):
+            engine.pulled([engine.base_variant("tamsin", str(tiny_model))], {"grumpy": 30})
+    assert find_kept(pulled, home, "grumpy", weights) is None
+    with pytest.raises(BadInput, match="traits compute grumpy"):
+        total_shift(pulled, home, weights)
+    # of the weights that come next one has it as it is now; and a damaged file is none
+    write_kept(kept_path(home, "grumpy", weights[1]), kept(now_defined))
+    assert find_kept(pulled, home, "grumpy", weights) == kept_path(home, "grumpy", weights[1])
+    assert library.state(home, now_defined, weights).status == "ready"
+    kept_path(home, "grumpy", weights[1]).write_bytes(b"nonsense")
+    assert find_kept(pulled, home, "grumpy", weights) is None
+    assert library.state(home, now_defined, weights).status == "not computed"
+    write_kept(tmp_path / "grumpy.safetensors", before)
+    saved = pulled.model_copy(update={"steering": str(tmp_path)})
+    assert find_kept(saved, home, "grumpy", weights) == tmp_path / "grumpy.safetensors"
+    assert library.state(home, now_defined, weights, saved).status == "ready"
+
+
 # --- computing ------------------------------------------------------------------------------------
 
 
@@ -283,6 +315,26 @@ def test_computing_reports_writes_and_says_what_came_of_it(home: Home, tiny_mode
     state = library.state(home, library.trait(home, "drawers"), [fingerprint(tiny_model)])
     assert state.status == ("ready" if again.calibration.steers else "does not steer")
     assert told_state(state) in watcher.said
+
+
+def test_the_page_asks_no_weights_once_a_worker_has(
+    home: Home, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever computed a trait leaves the fingerprint of the weights: drawing a slider reads no weights."""
+    library.add(home, OWN)
+    job = Job(
+        id="t", kind="traits", name="t", home=str(home.root), created=now(), base=str(tiny_model),
+        config={"traits": ["drawers"]},
+    )  # fmt: skip
+    run(job, Watcher())
+    monkeypatch.setattr(weights_module, "_fingerprints", {})  # as in another process
+
+    def read(folder: Path) -> str:
+        raise AssertionError(f"{folder} was read")
+
+    monkeypatch.setattr(weights_module, "fingerprint", read)
+    with Engine.open(home.root) as engine:
+        assert engine.traits(str(tiny_model))[-1].status != "not computed"
 
 
 def test_the_same_seed_gives_the_same_trait(home: Home, tiny_model: Path) -> None:
