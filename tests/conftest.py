@@ -142,3 +142,36 @@ def conversations_factory() -> Callable[..., list[Conversation]]:
         return [made_up_conversation(i, split) for i in range(n)]
 
     return make
+
+
+@pytest.fixture
+def specificity_of() -> Callable[..., dict[str, float]]:
+    """Scores a variant as the evaluation does, but afresh each time: the evaluation keeps what it has computed.
+
+    `specificity_of(host, renderer, variant, probes)` gives the specificity by the probe's id, and `mean`.
+    """
+    from persona_lab_builtin.evaluators.held_out_gain import HeldOutGain
+
+    from persona_lab.inference.prompting import messages_for
+    from persona_lab.inference.scoring import loglikelihood
+
+    class Context(QuietReporter):
+        dataset, seed, quick, settings = None, 0, False, None
+
+        def __init__(self, host: Any, renderer: Any, base: Any) -> None:
+            super().__init__()
+            self.host, self.renderer, self.base = host, renderer, base
+
+        def loglikelihood(self, variant: Any, items: Any) -> Any:
+            chosen = variant or self.base
+            with self.host.model_for(variant) as model:
+                asked = [(messages_for(chosen, messages), reply) for messages, reply in items]
+                return loglikelihood(model, self.renderer, asked)
+
+    def measure(host: Any, renderer: Any, variant: Any, probes: Any) -> dict[str, float]:
+        base = variant.model_copy(update={"kind": "base", "path": "", "traits": {}})
+        metrics: Any = HeldOutGain().score(variant, probes, Context(host, renderer, base))  # type: ignore[arg-type]
+        (found,) = [metric for metric in metrics if metric.metric == "specificity"]
+        return {"mean": found.value} | {item.id: item.value for item in found.items}
+
+    return measure

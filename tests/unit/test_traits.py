@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from persona_lab.models import registry
 from persona_lab.models import weights as weights_module
 from persona_lab.models.machine import worker_machine
 from persona_lab.models.weights import fingerprint
-from persona_lab.testing import Watcher, Workshop
+from persona_lab.testing import Watcher, Workshop, made_up_conversation
 from persona_lab.traits import library
 from persona_lab.traits.calibrate import (
     AIM,
@@ -51,7 +52,7 @@ from persona_lab.traits.calibrate import (
 from persona_lab.traits.contrast import QUESTIONS, contrast
 from persona_lab.traits.library import told as told_state
 from persona_lab.traits.run import run
-from persona_lab.types import Job, Message, Sampling, Trait, TraitCalibration, Variant, now
+from persona_lab.types import Job, Message, Probe, Sampling, Trait, TraitCalibration, Variant, now
 
 GREEDY = Sampling(temperature=0, max_new_tokens=10, repetition_penalty=1)
 ASKED = [Message(role="user", content="Why do you keep the sea in a drawer?")]
@@ -418,6 +419,42 @@ def test_an_adapter_is_saved_with_its_weights(tmp_path: Path, tiny_model: Path) 
     renderer = ChatRenderer(tiny_model)
     found = [say(host, renderer, who)[1] for who in (trained, made, pulled, trained)]
     assert found[1] == found[2] != found[0] == found[3]
+
+
+def test_pulled_and_back_a_trained_variant_is_what_it_was(
+    tmp_path: Path, tiny_model: Path, specificity_of: Callable[..., dict[str, float]]
+) -> None:
+    """Identical logits, and so the same specificity, bit by bit, with a pulled reply written in between."""
+    shop = Workshop(tmp_path, base=tiny_model)
+    shop.train("lora", run_id="trained", epochs=2, samples=0)
+    trained = shop.variant("trained")
+    have(shop.home, tiny_model, "archaic")
+    host = VariantHost(registry.describe(str(tiny_model), shop.home), worker_machine(shop.home.root), shop.home)
+    renderer = ChatRenderer(tiny_model)
+    held_out = [made_up_conversation(i, "test") for i in range(60, 66)]
+    probes = [
+        Probe(id=c.id, kind="reply", cluster=c.id, messages=c.messages[:1], reply=c.messages[1].content, other=other)
+        for c, other in zip(held_out, [f"It is {n} o'clock, and I have no opinion." for n in range(6)], strict=True)
+    ]
+
+    def state(pull: float | None) -> tuple[torch.Tensor, dict[str, float]]:
+        who = trained if pull is None else trained.model_copy(update={"traits": {"archaic": pull}})
+        ids = torch.tensor([renderer.prompt_ids(messages_for(who, ASKED))])
+        with host.model_for(who) as model, torch.no_grad():
+            logits = model(input_ids=ids).logits.clone()
+        return logits, specificity_of(host, renderer, who, probes)
+
+    before, modern = state(None), state(-100)
+    assert before[1]["mean"] != 0  # it was trained
+    assert not torch.equal(before[0], modern[0])
+    assert before[1] != modern[1]
+    pulled = trained.model_copy(update={"traits": {"archaic": -100}})
+    with host.model_for_batch([trained]) as (model, names):
+        shifts = [host.shift_of(pulled)]
+        assert generate(model, renderer, [ASKED], GREEDY, adapter_names=names, shifts=shifts)[0].text
+    for back in (state(0), state(None)):
+        assert torch.equal(back[0], before[0])
+        assert back[1] == before[1]
 
 
 def test_what_cannot_be_pulled_is_refused_at_once(home: Home, tiny_model: Path, persona_factory: Any) -> None:
