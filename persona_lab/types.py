@@ -401,6 +401,8 @@ class TraitCalibration(Frozen):
     unsteered_repetition: float
     levels: tuple[TraitLevel, ...] = ()
     """At the chosen layers, from the strongest pull away to the strongest pull towards."""
+    tells_apart: float | None = None
+    """How well the vector tells replies of both kinds apart that it was not made of (AUC); None: not known."""
     seconds: float = 0.0
     created: str = ""
 

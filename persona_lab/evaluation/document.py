@@ -79,6 +79,7 @@ def build_document(evaluated: Evaluated, histories: Mapping[str, History], folde
         "map": _map(evaluated),
         "breaks": _breaks(evaluated),
         "drift": _drift(evaluated),
+        "traits": _traits(evaluated),
         "costs": [{"name": labels[v.id], **histories[v.id].cost(v)} for v in evaluated.variants],
         "worst": _worst(evaluated),
         "samples": [_sample(probe, replies, evaluated) for probe, replies in evaluated.samples],
@@ -224,6 +225,27 @@ def _drift(evaluated: Evaluated) -> list[dict[str, Any]]:
             levels.sort(key=lambda level: int(level["turns"]))
             lines.append({"variant": variant.id, "levels": levels})
     return lines
+
+
+def _traits(evaluated: Evaluated) -> list[dict[str, Any]]:
+    """Of each trait that was read, where every variant stands, then the real lines and the card's own."""
+    named = {m.metric: m for found in evaluated.metrics.values() for m in found if m.evaluator == "traits"}
+    rows = []
+    for name, kind in named.items():
+        if "." in name or all(evaluated.metric(v, "traits", name) is None for v in evaluated.variants):
+            continue
+        lines: list[dict[str, Any]] = []
+        for variant in evaluated.variants:
+            metric = evaluated.metric(variant, "traits", name)
+            if metric is not None:
+                lines.append({"name": _drawn_name(variant), "variant": variant.id, **_spread(metric)})
+        for part, who in (("real", "its real lines"), ("card", "the card's own lines")):
+            found = [evaluated.metric(variant, "traits", f"{name}.{part}") for variant in evaluated.variants]
+            best = next((metric for metric in found if metric is not None), None)
+            if best is not None:
+                lines.append({"name": who, "variant": "", **_spread(best)})
+        rows.append({"trait": name, "title": kind.title or words(name), "unit": kind.unit, "lines": lines})
+    return rows
 
 
 # --- what to read ---------------------------------------------------------------------------------

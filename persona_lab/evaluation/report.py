@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -73,6 +74,7 @@ def render_html(document: Document, histories: Mapping[str, History], avatar: st
         "plane": _plane(document),
         "breaks": _breaks(document),
         "drift": _drift(document),
+        "traits": _traits(document),
         "maps": _maps(document),
         "curves": _curves(document, histories),
     }
@@ -141,6 +143,26 @@ def _drift(document: Document) -> str:
         for row in document["drift"]
     ]
     return fade_plot("drift", fades, "turns of small talk before", "gain over the base, nats/byte") if fades else ""
+
+
+def _traits(document: Document) -> list[dict[str, str]]:
+    """A plot a trait; the dashed line is the base, whatever its prompt."""
+    variants = _named(document)
+    plots = []
+    for row in document["traits"]:
+        others = itertools.count(len(variants))
+        dots = [
+            Dot(
+                line["name"],
+                line["value"],
+                line["low"],
+                line["high"],
+                variants[line["variant"]]["index"] if line["variant"] else next(others),
+            )
+            for line in row["lines"]
+        ]
+        plots.append({"title": row["title"], "svg": interval_plot(f"traits-{row['trait']}", dots, row["unit"], 0.0)})
+    return plots
 
 
 def _maps(document: Document) -> dict[str, Any]:

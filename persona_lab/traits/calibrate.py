@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy
@@ -29,7 +30,7 @@ from persona_lab.inference.scoring import loglikelihood
 from persona_lab.inference.steering import Shift
 from persona_lab.inference.trait_files import KeptTrait
 from persona_lab.traits.contrast import QUESTIONS as ASKED
-from persona_lab.traits.contrast import contrast
+from persona_lab.traits.contrast import read_sides, tells_apart
 from persona_lab.types import Message, Sampling, Trait, TraitCalibration, TraitLevel, now
 
 MORE_BITS = 0.6
@@ -93,8 +94,9 @@ def compute(model: Any, renderer: ChatRenderer, trait: Trait, seed: int, progres
     """
     started = time.perf_counter()
     progress(0, "reading replies of both kinds")
-    vectors = contrast(model, renderer, trait, seed, look=lambda: progress(1, "reading replies of both kinds"))
-    bench = _Bench(model, renderer, trait, vectors, seed)
+    look = partial(progress, 1, "reading replies of both kinds")
+    lines = read_sides(model, renderer, trait, seed, look)
+    bench = _Bench(model, renderer, trait, lines[0].mean(dim=0) - lines[1].mean(dim=0), seed)
     progress(2, "asking without it")
     chosen = _best_layers(bench, lambda done: progress(3 + done, "trying layers"))
     levels = [_Strength(chosen, sign * size) for sign in (-1, 1) for size in FINE]
@@ -108,6 +110,7 @@ def compute(model: Any, renderer: ChatRenderer, trait: Trait, seed: int, progres
         away=_strongest([level for level in reversed(measured) if level.strength < 0], plain, seed),
         unsteered_bits_per_byte=plain.bits_per_byte,
         unsteered_repetition=plain.repetition,
+        tells_apart=round(tells_apart(*lines, chosen), 3),
         levels=tuple(_told(level, plain, seed) for level in measured),
         seconds=round(time.perf_counter() - started, 2),
         created=now(),

@@ -43,7 +43,15 @@ Looker = Callable[[], None]
 
 
 def contrast(model: Any, renderer: ChatRenderer, trait: Trait, seed: int, look: Looker) -> torch.Tensor:
-    """Mean difference towards - away after each layer [layers, hidden], fp32, on the CPU.
+    """Mean difference towards - away after each layer [layers, hidden], fp32, on the CPU; see `read_sides`."""
+    towards, away = read_sides(model, renderer, trait, seed, look)
+    return towards.mean(dim=0) - away.mean(dim=0)
+
+
+def read_sides(
+    model: Any, renderer: ChatRenderer, trait: Trait, seed: int, look: Looker
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean states of the replies towards the trait and of those away from it, each [replies, layers, hidden].
 
     Args:
         model: in eval mode, unsteered.
@@ -61,9 +69,30 @@ def contrast(model: Any, renderer: ChatRenderer, trait: Trait, seed: int, look: 
             f"The model writes nothing when it is told: {trait.towards!r}, so there is nothing to compare.",
             f"Give the trait at least {FEWEST} example lines a side, or other descriptions.",
         )
-    towards, away = (_mean_states(model, renderer, side) for side in replies)
+    items = [[([question], text) for question, text in side] for side in replies]
+    towards, away = (torch.cat(list(mean_states(model, renderer, side))) for side in items)
     look()
-    return towards - away
+    return towards, away
+
+
+def tells_apart(towards: torch.Tensor, away: torch.Tensor, layers: Sequence[int]) -> float:
+    """The chance that a reply of the one side lies further towards than one of the other (AUC; 0.5: no better than
+    guessing), each reply by a vector that it was left out of.
+
+    Args:
+        towards, away: [replies, layers, hidden], two replies a side or more.
+        layers: where the vector is used; a reply's place is the mean over them.
+    """
+    sides = [states[:, list(layers)].double() for states in (towards, away)]
+    places: list[list[float]] = [[], []]
+    for side, (own, other) in enumerate((sides, sides[::-1])):
+        for number in range(len(own)):
+            rest, far = torch.cat([own[:number], own[number + 1 :]]).mean(dim=0), other.mean(dim=0)
+            vector = rest - far if side == 0 else far - rest
+            along = ((own[number] - (rest + far) / 2) * vector).sum(dim=-1)
+            places[side].append(float((along / (vector * vector).sum(dim=-1).clamp(min=1e-12)).mean()))
+    wins = [(a > b) + 0.5 * (a == b) for a in places[0] for b in places[1]]
+    return sum(wins) / len(wins)
 
 
 Reply = tuple[Message, str]
@@ -87,12 +116,6 @@ def _as_replies(lines: Sequence[str]) -> list[Reply]:
         (Message(role="user", content=QUESTIONS[number % len(QUESTIONS)]), line)
         for number, line in enumerate(line for line in lines if line.strip())
     ]
-
-
-def _mean_states(model: Any, renderer: ChatRenderer, replies: Sequence[Reply]) -> torch.Tensor:
-    """Mean over the replies of the mean hidden state of a reply's tokens, after each layer [layers, hidden]."""
-    batches = mean_states(model, renderer, [([question], text) for question, text in replies])
-    return torch.cat([batch.sum(dim=0, keepdim=True) for batch in batches]).sum(dim=0) / len(replies)
 
 
 def mean_states(

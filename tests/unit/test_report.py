@@ -364,6 +364,34 @@ def test_a_report_does_without_any_evaluator(whole: Evaluated, tmp_path: Path, g
     assert "How to repeat it" in text
 
 
+def test_where_variants_stand_along_traits_is_drawn(whole: Evaluated, tmp_path: Path) -> None:
+    def along(name: str, value: float | None) -> Metric:
+        if value is None:
+            return missing_metric("traits", name, "vector lengths", "none", "Blank.")
+        items = [(i, value + 0.01 * (i % 5)) for i in range(20)]
+        return measured("traits", name, items, "none", title="Mood (<b>cheerful</b> to grumpy)", compared=False)
+
+    places = {"base": 0.0, "lora": 0.5, "full": None, "socrates": -0.3}
+    metrics = {
+        v: [*found, along("grumpy", places[v]), along("grumpy.real", 0.8), along("grumpy.card", None)]
+        for v, found in whole.metrics.items()
+    }
+    histories = {v.id: history_of(v, whole.home) for v in whole.variants}
+    document = build_document(dataclasses.replace(whole, metrics=metrics), histories, tmp_path)
+    (row,) = document["traits"]
+    assert [line["name"] for line in row["lines"]] == ["base", "lora", "socrates (control)", "its real lines"]
+    assert row["lines"][1]["low"] <= row["lines"][1]["value"] == pytest.approx(0.52) <= row["lines"][1]["high"]
+    html = render_html(document, {})
+    assert "Mood (&lt;b&gt;cheerful&lt;/b&gt; to grumpy)" in html
+    assert "<b>cheerful</b>" not in html
+    (drawing,) = re.findall(r"<svg[^>]*>(?:(?!</svg>).)*traits-grumpy(?:(?!</svg>).)*</svg>", html, flags=re.DOTALL)
+    assert "its real lines" in drawing
+    nothing = {v: [*found, along("positions", None)] for v, found in whole.metrics.items()}
+    empty = build_document(dataclasses.replace(whole, metrics=nothing), histories, tmp_path)
+    assert empty["traits"] == []
+    assert "traits-" not in render_html(empty, {})
+
+
 def test_all_drawings_are_valid_svg_in_the_colours_of_the_page() -> None:
     spread, bare = Spread(0.2, 0.1, 0.4), Spread(0.0, None, None)
     cells = Cells(

@@ -23,7 +23,7 @@ from persona_lab.models.weights import fingerprint
 from persona_lab.testing import Workshop, check_evaluator
 from persona_lab.traits import library
 from persona_lab.traits.calibrate import compute
-from persona_lab.traits.contrast import QUESTIONS, mean_states
+from persona_lab.traits.contrast import QUESTIONS, mean_states, tells_apart
 from persona_lab.traits.reading import positions
 from persona_lab.types import Message, Metric, Persona, Probe, Trait, TraitCalibration, TraitState, Variant
 
@@ -74,6 +74,8 @@ def test_the_example_lines_of_both_sides_lie_one_length_apart(model: Any, tiny_m
     found = positions(model, renderer, [kept], [*sides[0], *sides[1]])
     towards, away = ([place for (place,) in part] for part in (found[:3], found[3:]))
     assert numpy.mean(towards) - numpy.mean(away) == pytest.approx(1.0, abs=1e-3)
+    assert kept.calibration.tells_apart is not None
+    assert 0 <= kept.calibration.tells_apart <= 1
 
 
 def test_only_the_last_reply_counts(model: Any, tiny_model: Path) -> None:
@@ -229,6 +231,29 @@ def test_a_trait_that_does_not_steer_is_marked(persona_factory: Callable[..., Pe
     weak = STATE.model_copy(update={"status": "does not steer"})
     assert "does not steer" in scored(KnownPlaces(persona_factory(), [weak], ["I 0.4"]))["grumpy"].note
     assert "does not steer" not in scored(KnownPlaces(persona_factory(), [STATE], ["I 0.4"]))["grumpy"].note
+
+
+def test_a_vector_that_tells_nothing_apart_is_not_read(persona_factory: Callable[..., Persona]) -> None:
+    def told(auc: float) -> dict[str, Metric]:
+        found = STATE.model_copy(update={"calibration": calibration().model_copy(update={"tells_apart": auc})})
+        return scored(KnownPlaces(persona_factory(mes_example=CARD), [found], ["I 0.4"]))
+
+    assert [m.value for m in told(0.6).values()] == [None] * 3
+    assert all(m.note.startswith("Withheld") and "0.60" in m.note for m in told(0.6).values())
+    assert told(0.9)["grumpy"].value == pytest.approx(0.3)
+    assert "AUC 0.90" in told(0.9)["grumpy"].note
+
+
+def test_lines_are_told_apart_by_a_vector_that_they_are_not_in() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, 12, 3, 400, generator=generator)
+    # of noise alone a vector that was made of the lines themselves would tell all of them apart
+    vector = noise[0].mean(dim=0) - noise[1].mean(dim=0)
+    assert (noise[0] * vector).sum(dim=(1, 2)).min() > (noise[1] * vector).sum(dim=(1, 2)).max()
+    assert tells_apart(noise[0], noise[1], (0, 1, 2)) < 0.75
+    moved = noise[0] + 0.5
+    assert tells_apart(moved, noise[1], (0, 2)) > 0.95
+    assert tells_apart(noise[1], noise[1], (1,)) <= 0.5
 
 
 def test_nothing_computed_says_what_to_do(persona_factory: Callable[..., Persona]) -> None:

@@ -14,6 +14,9 @@ towards, below 0 away; neither is better. Intervals: cluster bootstrap over conv
 wishes would take a judge to say; its example dialogues are lines that its author wrote, so they are read like any
 other. Without them the wish is withheld. No vector is computed: traits that nobody computed are not shown.
 
+A trait whose vector does not tell its own example lines apart, each by a vector that it was left out of (AUC < 0.65),
+is withheld: it cannot be read on this base.
+
 Method: monitoring by persona vectors (Chen et al. 2025, https://arxiv.org/abs/2507.21509). What it cannot say: whether
 a person would call the reply grumpy. The projection also moves with the subject and the length of a text; lines and
 replies to the same prompts share the subject only in part.
@@ -30,6 +33,7 @@ from persona_lab.api import EvalContext, Evaluator, Frozen, ItemScore, Message, 
 
 UNIT = "vector lengths"
 CARD_LINES = 16
+MIN_AUC = 0.65
 Places = Sequence[Mapping[str, float | None]]
 
 
@@ -125,33 +129,49 @@ def _items(state: TraitState, lines: Sequence[_Line], places: Places, base: Plac
 
 
 def _metrics(
-    variant: Variant, state: TraitState, own: list[ItemScore], real: list[ItemScore], card: list[ItemScore]
+    variant: Variant, state: TraitState, own: Sequence[ItemScore], real: Sequence[ItemScore], card: Sequence[ItemScore]
 ) -> list[Metric]:
-    from persona_lab.api import mean_metric
+    from persona_lab.api import mean_metric, missing_metric
 
     trait = state.trait
-    scale = (
+    title = f"{trait.title} ({trait.away_label} to {trait.towards_label})"
+    titles = {
+        trait.id: title,
+        f"{trait.id}.real": f"{title}: its real lines",
+        f"{trait.id}.card": f"{title}: the card's",
+    }
+    auc = state.calibration.tells_apart if state.calibration is not None else None
+    if auc is not None and auc < MIN_AUC:
+        why = f"Withheld: the vector does not tell the trait's own example lines apart on this base (AUC {auc:.2f})."
+        found = [missing_metric(Traits.id, name, UNIT, "none", why) for name in titles]
+    else:
+        scale = _scale(state, auc)
+        wish_note = f"{scale} The lines of the card's example dialogues: the card's wish." + (
+            "" if card else " The card has none with a question before it, so what it wishes is not known."
+        )
+        true = mean_metric(Traits.id, f"{trait.id}.real", real, UNIT, "none", 0.0, f"{scale} Its real lines.")
+        wish = mean_metric(Traits.id, f"{trait.id}.card", card, UNIT, "none", 0.0, wish_note)
+        note = f"{scale} {_yardsticks(true, wish)} {_verdict(variant, state, own, real)}"
+        position = mean_metric(Traits.id, trait.id, own, UNIT, "none", true.value, note)
+        if variant.kind == "base":
+            position = position.model_copy(update={"items": ()})
+        found = [position, true, wish]
+    return [metric.model_copy(update={"title": titles[metric.metric], "compared": False}) for metric in found]
+
+
+def _scale(state: TraitState, auc: float | None) -> str:
+    """What the numbers of a trait mean."""
+    trait = state.trait
+    said = (
         f"Along {trait.title}, as the base reads texts: above 0 towards {trait.towards_label}, below 0 towards "
         f"{trait.away_label}, and 1 is as far as the trait's example lines of both kinds lie apart. 0 is what the base "
         "writes to the same prompts."
     )
+    if auc is not None:
+        said += f" Its vector tells its own example lines apart with AUC {auc:.2f}, each left out in turn."
     if state.status == "does not steer":
-        scale += " This trait does not steer this base, so its direction may mean little."
-    true = mean_metric(Traits.id, f"{trait.id}.real", real, UNIT, "none", reference=0.0, note=f"{scale} Real lines.")
-    wish_note = f"{scale} The lines of the card's example dialogues: the card's wish." + (
-        "" if card else " The card has none with a question before it, so what it wishes is not known."
-    )
-    wish = mean_metric(Traits.id, f"{trait.id}.card", card, UNIT, "none", reference=0.0, note=wish_note)
-    note = f"{scale} {_yardsticks(true, wish)} {_verdict(variant, state, own, real)}"
-    position = mean_metric(Traits.id, trait.id, own, UNIT, "none", reference=true.value, note=note)
-    if variant.kind == "base":
-        position = position.model_copy(update={"items": ()})
-    title = f"{trait.title} ({trait.away_label} to {trait.towards_label})"
-    return [
-        position.model_copy(update={"title": title, "compared": False}),
-        true.model_copy(update={"title": f"{title}: its real lines", "compared": False}),
-        wish.model_copy(update={"title": f"{title}: the card's own lines", "compared": False}),
-    ]
+        said += " The trait does not steer this base, so its direction may mean little."
+    return said
 
 
 def _yardsticks(true: Metric, wish: Metric) -> str:
