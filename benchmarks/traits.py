@@ -19,6 +19,7 @@ the table between its markers.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import platform
 import statistics
@@ -93,6 +94,11 @@ class Bench:
         kept = compute(model, self.renderer, trait, self.seed, lambda done, what: None)
         write_kept(path, kept)
         return kept, time.process_time() - started
+
+    def definition(self, trait_id: str) -> str:
+        """A hash of what the trait and its judges are: results of another definition are measured again."""
+        parts = [library.trait(self.home, trait_id).model_dump(mode="json"), self.lines[trait_id]]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
     def replies(self, model: Any, kept: KeptTrait, setting: float) -> list[str]:
         """One to each prompt; those at 0 are the same for every trait."""
@@ -308,7 +314,11 @@ def machine() -> str:
 def main() -> None:
     """Parse, measure, tell."""
     parser = argparse.ArgumentParser(description="Do trait sliders pull as asked?")
-    parser.add_argument("--home", required=True, help="A data home; vectors that it has are used.")
+    parser.add_argument(
+        "--home",
+        required=True,
+        help="A data home; vectors that it has are used, so take a new one after changes of the calibration.",
+    )
     parser.add_argument("--base", default="starter")
     parser.add_argument("--traits", default="", help="Ids, with commas; default: all shipped.")
     parser.add_argument("--prompts", type=int, default=40)
@@ -335,8 +345,14 @@ def main() -> None:
     with bench.host.model_for(None) as model:
         for name in [] if options.only_decoding else names:
             before = results["traits"].get(name, {})
-            asked = {"prompts": options.prompts, "seed": options.seed, "fingerprint": bench.host.base_fingerprint}
-            if not asked.items() <= before.items():
+            asked = {
+                "prompts": options.prompts,
+                "seed": options.seed,
+                "fingerprint": bench.host.base_fingerprint,
+                "definition": bench.definition(name),
+            }
+            # those of before definitions were kept are taken as they are
+            if not asked.items() <= ({"definition": asked["definition"]} | before).items():
                 results["traits"][name] = measure(bench, model, name) | asked
                 if results["traits"][name]["cpu_seconds"] is None:
                     results["traits"][name]["cpu_seconds"] = before.get("cpu_seconds")
