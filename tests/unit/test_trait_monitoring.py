@@ -209,14 +209,14 @@ def test_what_cannot_be_told_is_said_so(persona_factory: Callable[..., Persona])
     assert "what the card wishes is not known" in still["grumpy"].note
     there = scored(KnownPlaces(persona_factory(mes_example=CARD), [STATE], ["I 0.7", "I 0.8", "I 0.9"]))
     assert "cannot be told from its real lines" in there["grumpy"].note
-    back = scored(KnownPlaces(persona_factory(), [STATE], ["I -0.2", "I -0.3"]))
+    back = scored(KnownPlaces(persona_factory(mes_example=CARD), [STATE], ["I -0.2", "I -0.3"]))
     assert "moved towards cheerful" in back["grumpy"].note
 
 
 def test_blank_replies_are_left_out_and_the_base_is_at_0(persona_factory: Callable[..., Persona]) -> None:
-    half = scored(KnownPlaces(persona_factory(), [STATE], ["I 0.4", " "]))
+    half = scored(KnownPlaces(persona_factory(mes_example=CARD), [STATE], ["I 0.4", " "]))
     assert (half["grumpy"].n, half["grumpy"].value) == (12, pytest.approx(0.3))
-    none = scored(KnownPlaces(persona_factory(), [STATE], [""]))
+    none = scored(KnownPlaces(persona_factory(mes_example=CARD), [STATE], [""]))
     assert none["grumpy"].value is None
     assert "blank" in none["grumpy"].note
     context = KnownPlaces(persona_factory(mes_example=CARD), [STATE], ["I 5.0"])
@@ -229,8 +229,11 @@ def test_blank_replies_are_left_out_and_the_base_is_at_0(persona_factory: Callab
 
 def test_a_trait_that_does_not_steer_is_marked(persona_factory: Callable[..., Persona]) -> None:
     weak = STATE.model_copy(update={"status": "does not steer"})
-    assert "does not steer" in scored(KnownPlaces(persona_factory(), [weak], ["I 0.4"]))["grumpy"].note
-    assert "does not steer" not in scored(KnownPlaces(persona_factory(), [STATE], ["I 0.4"]))["grumpy"].note
+    assert "does not steer" in scored(KnownPlaces(persona_factory(mes_example=CARD), [weak], ["I 0.4"]))["grumpy"].note
+    assert (
+        "does not steer"
+        not in scored(KnownPlaces(persona_factory(mes_example=CARD), [STATE], ["I 0.4"]))["grumpy"].note
+    )
 
 
 def test_a_vector_that_tells_nothing_apart_is_not_read(persona_factory: Callable[..., Persona]) -> None:
@@ -257,13 +260,13 @@ def test_lines_are_told_apart_by_a_vector_that_they_are_not_in() -> None:
 
 
 def test_nothing_computed_says_what_to_do(persona_factory: Callable[..., Persona]) -> None:
-    context = KnownPlaces(persona_factory(), [], ["I 0.4"])
+    context = KnownPlaces(persona_factory(mes_example=CARD), [], ["I 0.4"])
     (empty,) = scored(context, variant(base="own", anchor="starter")).values()
     assert empty.value is None
     assert "persona-lab traits compute" in empty.note
     assert "--base starter" in empty.note  # what it is read by, not the foundation it lies on
     assert context.asked == []
-    (no_lines,) = scored(KnownPlaces(persona_factory(), [STATE], ["I 0.4"]), probes=[]).values()
+    (no_lines,) = scored(KnownPlaces(persona_factory(mes_example=CARD), [STATE], ["I 0.4"]), probes=[]).values()
     assert "Import a dataset" in no_lines.note
 
 
