@@ -235,6 +235,21 @@ def test_a_new_visit_does_not_renew_what_a_link_may_cost() -> None:
 # --- limits ---------------------------------------------------------------------------------------
 
 
+def test_nothing_is_kept_of_links_that_nobody_uses_any_more() -> None:
+    clock = Clock()
+    guests = Guests(clock)
+    for number in range(300):
+        used = link(id=f"link-{number}")
+        _, guest = guests.begin(used)
+        guests.spend(guest, 10)
+        guests.end_link(used.id)
+        clock.now += 600
+    kept = 24 * 3600 / 600 + 1
+    assert len(guests._spent) <= kept, "what was spent within a day still counts, nothing else"
+    assert len(guests._doors) == 1, "who came within a minute still counts, nothing else"
+    assert guests.left(guest, used) == used.limits.tokens - 10
+
+
 def test_a_bucket_refills() -> None:
     clock = Clock()
     bucket = Bucket(3, 60, clock)
