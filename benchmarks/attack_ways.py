@@ -38,6 +38,8 @@ LEAST_UPLOAD = 64 * 2**20
 LEAST_BOMB = 256 * 2**20
 MOST_UNFOLDED = 128 * 2**20
 """Memory that reading a bomb may take beyond reading a harmless file of its kind: less than the smallest bomb has."""
+MOST_FLOOD = 120.0
+"""Seconds until anybody is answered while logins are tried."""
 MOST_WAIT = 10.0
 """Seconds until somebody else is answered while slow connections are held open."""
 
@@ -184,13 +186,14 @@ def login_flood(target: Target, outcome: Outcome) -> None:
 
 
 async def _flood_of_logins(target: Target, outcome: Outcome, cookies: httpx.Cookies) -> None:
-    rate, looked_at = 200, 0
+    rate, looked_at, sending = 200, 0, True
     count = max(rate, round(15 * target.scale * rate))
     guesses: list[asyncio.Task[None]] = []
+    owners: list[asyncio.Task[tuple[bool, int, float]]] = []
     limits = httpx.Limits(max_connections=40)
     async with (
-        httpx.AsyncClient(base_url=target.page.url, limits=limits, timeout=60) as stranger,
-        httpx.AsyncClient(base_url=target.page.url, cookies=cookies, timeout=60) as owner,
+        httpx.AsyncClient(base_url=target.page.url, limits=limits, timeout=MOST_FLOOD) as stranger,
+        httpx.AsyncClient(base_url=target.page.url, cookies=cookies, timeout=MOST_FLOOD) as owner,
     ):
 
         async def guess(number: int) -> None:
@@ -203,21 +206,23 @@ async def _flood_of_logins(target: Target, outcome: Outcome, cookies: httpx.Cook
             """Whether the flood went on when the answer came, the status, and the seconds it took."""
             asked = time.monotonic()
             reply = await owner.post("/login", data={"password": target.page.password})
-            goes_on = len(guesses) < count or not all(task.done() for task in guesses)
+            goes_on = sending or not all(task.done() for task in guesses)
             return goes_on, reply.status_code, time.monotonic() - asked
 
-        began, owners = time.monotonic(), []
-        for number in range(count):
-            await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
-            guesses.append(asyncio.create_task(guess(number)))
-            if number % rate == rate // 4:
+        began = time.monotonic()
+        # it does not end before the owner's browser was answered
+        while len(guesses) < count or not all(task.done() for task in owners):
+            if len(guesses) % rate == rate // 4 and len(guesses) < count:
                 owners.append(asyncio.create_task(come_in()))
+            guesses.append(asyncio.create_task(guess(len(guesses))))
+            await asyncio.sleep(max(0.0, began + len(guesses) / rate - time.monotonic()))
+        sending = False
         await asyncio.gather(*guesses)
         seconds = time.monotonic() - began
         during = [(status, wait) for goes_on, status, wait in await asyncio.gather(*owners) if goes_on]
     inside = sum(status == 303 for status, _ in during)
     outcome.note = (
-        f"{count / seconds:.0f} a second; {looked_at} were looked at; during it the owner's own browser got in "
+        f"{len(guesses) / seconds:.0f} a second; {looked_at} were looked at; during it the owner's own browser got in "
         f"{inside} of {len(during)} times" + (f", within {max(wait for _, wait in during):.1f} s" if during else "")
     )
     if not during or inside < len(during):

@@ -46,6 +46,7 @@ from faults_page import page
 from persona_lab.engine import Engine
 from persona_lab.events import Started, read_events
 from persona_lab.home import write_atomic
+from persona_lab.jobs import worker_process
 from persona_lab.testing import make_tiny_model
 from persona_lab.types import now
 
@@ -297,17 +298,9 @@ def _killed(process: psutil.Process) -> bool:
 
 
 def worker_of(folder: Path) -> psutil.Process | None:
-    """The process that works on a run now, told by its command line: its number may be another's by now."""
-    started = [event.pid for event in read_events(folder / "events.jsonl")[0] if isinstance(event, Started)]
-    if not started:
-        return None
-    try:
-        process = psutil.Process(started[-1])
-        words = process.cmdline()
-        alive = process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return None
-    return process if alive and "persona_lab.worker" in words and str(folder) in words else None
+    """The process that works on a run now: the number in its log may be another's by now."""
+    started = [event for event in read_events(folder / "events.jsonl")[0] if isinstance(event, Started)]
+    return worker_process(started[-1]) if started else None
 
 
 def _chat_workers(pid: int) -> list[psutil.Process]:

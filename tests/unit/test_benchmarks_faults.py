@@ -6,11 +6,11 @@ import importlib
 import json
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from persona_lab.engine import Engine
@@ -158,18 +158,21 @@ def test_nothing_that_opens_is_everything_missing(checks: Any) -> None:
     assert checks.missing(before, {"votes": {"b"}, "runs": {"r"}}, ("votes", "a")) == []
 
 
-def test_only_a_worker_of_this_run_is_killed(faults: Any, tmp_path: Path) -> None:
+def test_only_the_worker_that_wrote_the_log_is_killed(faults: Any, tmp_path: Path) -> None:
     """The number in a run's log may be another process's by now."""
     folder = tmp_path / "runs" / "tam-1"
-    folder.mkdir(parents=True)
     assert faults.worker_of(folder) is None
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
+        began = psutil.Process(other.pid).create_time()
         log = EventLog(folder / "events.jsonl")
-        log.append(Started(pid=other.pid))
-        log.close()
-        time.sleep(0.2)
+        log.append(Started(pid=other.pid, created=began))
+        found = faults.worker_of(folder)
+        assert found is not None
+        assert found.pid == other.pid
+        log.append(Started(pid=other.pid, created=began - 3600))
         assert faults.worker_of(folder) is None
+        log.close()
     finally:
         other.kill()
         other.wait()
