@@ -191,9 +191,11 @@ async def _flood_of_logins(target: Target, outcome: Outcome, cookies: httpx.Cook
     guesses: list[asyncio.Task[None]] = []
     owners: list[asyncio.Task[tuple[bool, int, float]]] = []
     limits = httpx.Limits(max_connections=40)
+    # a wait for one of our own connections is not the page's
+    patience = httpx.Timeout(MOST_FLOOD, pool=None)
     async with (
-        httpx.AsyncClient(base_url=target.page.url, limits=limits, timeout=MOST_FLOOD) as stranger,
-        httpx.AsyncClient(base_url=target.page.url, cookies=cookies, timeout=MOST_FLOOD) as owner,
+        httpx.AsyncClient(base_url=target.page.url, limits=limits, timeout=patience) as stranger,
+        httpx.AsyncClient(base_url=target.page.url, cookies=cookies, timeout=patience) as owner,
     ):
 
         async def guess(number: int) -> None:
