@@ -190,12 +190,12 @@ class Campaign:
 
     def _hit_chat(self, driver: Driver, chance: random.Random) -> None:
         end = time.monotonic() + DEADLINE
-        while not (workers := _chat_workers(driver.process.pid)) and time.monotonic() < end:
+        while not _chat_workers(driver.process.pid) and time.monotonic() < end:
             time.sleep(0.02)
         time.sleep(chance.uniform(0, 8.0))
         said = len([fact for fact in driver.read() if "said" in fact])
-        for worker in workers:
-            _killed(worker)
+        if not any([_killed(worker) for worker in _chat_workers(driver.process.pid)]):
+            raise RuntimeError("there was no chat worker to kill")
         while time.monotonic() < end:  # the reply that was being written says so, and the next message is answered
             after = [fact for fact in driver.read() if "said" in fact][said:]
             if any(fact["said"] for fact in after):
@@ -275,7 +275,7 @@ class Campaign:
             raise RuntimeError("the training was over before two of its checkpoints were seen")
         facts = driver.kill()
         time.sleep(0.3)
-        wreck(_two_checkpoints(folder)[-1])
+        wreck((_two_checkpoints(folder) or two)[-1])
         found = verify(home, facts, resume=True)
         said = [e.message for e in read_events(folder / "events.jsonl")[0] if e.kind == "log"]
         named = any("is damaged" in message and "passed over" in message for message in said)
