@@ -194,7 +194,8 @@ class Campaign:
             time.sleep(0.02)
         time.sleep(chance.uniform(0, 8.0))
         said = len([fact for fact in driver.read() if "said" in fact])
-        if not any([_killed(worker) for worker in _chat_workers(driver.process.pid)]):
+        killed = [_killed(worker) for worker in _chat_workers(driver.process.pid)]
+        if not any(killed):
             raise RuntimeError("there was no chat worker to kill")
         while time.monotonic() < end:  # the reply that was being written says so, and the next message is answered
             after = [fact for fact in driver.read() if "said" in fact][said:]

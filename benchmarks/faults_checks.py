@@ -36,7 +36,9 @@ def verify(home: Path, facts: list[dict[str, Any]], resume: bool) -> dict[str, A
             _settle(engine)
             runs = [run for run in engine.runs() if run.status not in ("done", *ACTIVE)]
             result["interrupted"] = len(runs)
-            result["named"] = sum(bool(run.cause and run.message and run.fix) for run in runs)
+            silent = [run.id for run in runs if not (run.cause and run.message and run.fix)]
+            result["named"] = len(runs) - len(silent)
+            lost += [f"run {run_id} does not say what became of it" for run_id in silent]
             result["where"] = ", ".join(run.cause for run in runs)
             for run in runs if resume else ():
                 engine.resume(run.id)
