@@ -292,24 +292,22 @@ def control_tokens(target: Target, outcome: Outcome) -> None:
 def bombs(target: Target, outcome: Outcome) -> None:
     """A zip and PNGs that would unfold to a gigabyte or more: refused to guests unread, harmless to the owner."""
     size = max(LEAST_BOMB, round(2**30 * min(1.0, target.scale)))
-    # each with a harmless file of its kind: what reading takes in any case
-    files = {
-        "bomb.charx": (zip_bomb(size), zip_bomb(2**20)),
-        "bomb.png": (png_bomb(60_000), png_bomb(10)),
-        "text.png": (png_text_bomb(size), png_text_bomb(2**20)),
-    }
+    bombs = {"bomb.charx": zip_bomb(size), "bomb.png": png_bomb(60_000), "text.png": png_text_bomb(size)}
+    harmless = {".charx": zip_bomb(2**20), ".png": png_text_bomb(2**20)}
     with tempfile.TemporaryDirectory(prefix="bombs-") as folder:
-        for name, (bomb, harmless) in files.items():
+        # what reading a file of this kind takes in any case
+        usual = {kind: _import(Path(folder), f"usual{kind}", data)[1] for kind, data in harmless.items()}
+        for name, bomb in bombs.items():
             _upload_bomb(target, outcome, name, bomb)
-            _, usual = _import(Path(folder), name, harmless)
             code, most = _import(Path(folder), name, bomb)
+            less = usual[Path(name).suffix]
+            told = f"{name} ({len(bomb) / 1e3:.0f} kB): {most / 1e6:.0f} MB, a harmless one {less / 1e6:.0f} MB"
             outcome.sent += 1
-            if code == 2 and most - usual < MOST_UNFOLDED:
+            outcome.note += f"{told}; "
+            if code == 2 and most - less < MOST_UNFOLDED:
                 outcome.refused += 1
             else:
-                outcome.through.append(f"import of {name}: exit {code}, {most / 1e6:.0f} MB, usual {usual / 1e6:.0f}")
-            weight, most, usual = len(bomb) / 1e3, most / 1e6, usual / 1e6
-            outcome.note += f"{name} ({weight:.0f} kB): {most:.0f} MB, a harmless one {usual:.0f} MB; "
+                outcome.through.append(f"import of {told}: exit {code}")
 
 
 def _upload_bomb(target: Target, outcome: Outcome, name: str, bomb: bytes) -> None:
