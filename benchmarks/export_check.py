@@ -22,6 +22,8 @@ import subprocess
 import sys
 import tempfile
 import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +67,8 @@ def main() -> int:
     """Train, export and compare; 1 if a result is worse than promised."""
     options = _options()
     home = Path(options.home)
-    with Engine.open(home) as engine:
+    with Engine.open(home) as engine, _loading_python(options.fresh) as python:
         engine.persona(options.persona)
-        python = _fresh_environment() if options.fresh else Path(sys.executable)
         rows = [_one(engine, strategy, options, python) for strategy in options.strategies]
         device = engine.machine().device_name
     document = {"device": device, "persona": options.persona, "variants": rows}
@@ -91,15 +92,20 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _fresh_environment() -> Path:
-    """A virtual environment with torch and transformers, and no Persona Lab; its Python."""
-    folder = Path(tempfile.mkdtemp(prefix="without-persona-lab-")) / "venv"
-    venv.create(folder, with_pip=True)
-    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    subprocess.run([str(python), "-m", "pip", "install", "-q", "torch", "transformers"], check=True)
-    listed = subprocess.run([str(python), "-m", "pip", "list"], check=True, capture_output=True, text=True).stdout
-    assert "persona" not in listed
-    return python
+@contextmanager
+def _loading_python(fresh: bool) -> Iterator[Path]:
+    """The Python that loads merged folders: this one, or that of a virtual environment with torch and transformers and
+    no Persona Lab, which is gone afterwards (it has gigabytes)."""
+    if not fresh:
+        yield Path(sys.executable)
+        return
+    with tempfile.TemporaryDirectory(prefix="without-persona-lab-") as folder:
+        venv.create(folder, with_pip=True)
+        python = Path(folder) / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+        subprocess.run([str(python), "-m", "pip", "install", "-q", "torch", "transformers"], check=True)
+        listed = subprocess.run([str(python), "-m", "pip", "list"], check=True, capture_output=True, text=True).stdout
+        assert "persona" not in listed
+        yield python
 
 
 def _one(engine: Engine, strategy: str, options: argparse.Namespace, python: Path) -> dict[str, Any]:

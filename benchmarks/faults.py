@@ -15,16 +15,12 @@ seconds. Results are written as they come, and what is there is not done again: 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
-import platform
 import random
 import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,186 +28,50 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from common import command, fresh_folder, machine
+from faults_checks import DAMAGED, WAYS, examined, listed, verify
+from faults_driven import (
+    DEADLINE,
+    MOMENTS,
+    SETTINGS,
+    TRAININGS,
+    VICTIMS,
+    Driver,
+    cast_quietly,
+    rows,
+    training_of,
+)
+from faults_page import page
 
-from persona_lab import checkup
-from persona_lab.checkup import looking
 from persona_lab.engine import Engine
-from persona_lab.errors import PersonaLabError
 from persona_lab.events import Started, read_events
-from persona_lab.home import Home, write_atomic
-from persona_lab.jobs import ACTIVE
+from persona_lab.home import write_atomic
+from persona_lab.jobs import worker_process
 from persona_lab.testing import make_tiny_model
-from persona_lab.types import Message, now
+from persona_lab.types import now
 
-VICTIMS = {
-    "page": ("train", "eval", "import", "vote", "export"),
-    "worker": ("train", "eval", "export"),
-    "chat worker": ("chat",),
-}
-DEADLINE = 240.0
-"""Seconds after which a run that does not end counts as lost."""
-MOMENTS = 60
+FULL = ("train", "train", "import", "vote", "export")
 FULL_POINTS = 20
+FULL_SECONDS = 40.0
 SMALL_DISK = 96 * 2**20
-SETTINGS = {"samples": 0, "patience": 1000, "evaluations_per_epoch": 1, "learning_rate": 1e-4}
-TRAININGS = (("lora", {"epochs": 8, "rank": 2}), ("hybrid", {"epochs": 3, "lora_epochs": 3, "rank": 2, "layers": 1}))
-THINGS = ("kettle", "harbour", "violin", "orchard", "ladder", "pigeon", "engine", "lantern", "marble", "thimble")
-VERBS = ("sings", "rusts", "floats", "argues", "glows", "sleeps")
+CHECKPOINT = "runs/*/checkpoints/*/step-*/state.safetensors"
 
 
-# --- the process that is killed: does one thing over and over, and says what it was promised ------
-
-
-def rows(count: int, salt: int) -> list[dict[str, Any]]:
-    """Conversations that are unlike each other, and unlike those of another salt."""
-    made = []
-    for n in range(count):
-        asked = f"What of the {THINGS[n % 10]} {salt} that {VERBS[n % 6]} as number {n}?"
-        said = f"Ah, {THINGS[(n * 7) % 10]} {n * 13 + salt}: it {VERBS[(n * 5) % 6]}, friend {hash((n, salt)) % 9973}."
-        made.append({"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]})
-    return made
-
-
-def say(**fact: Any) -> None:
-    """Tell the campaign; what is told was promised, and must be there from now on."""
-    print(json.dumps(fact), flush=True)
-
-
-def drive(home: Path, operation: str, tiny: str, salt: int) -> None:
-    """Be the page: open the home and do `operation` until killed (or once, where it takes a run)."""
-    with Engine.open(home) as engine:
-        say(ready=True)
-        for number in range(1_000_000):
-            DRIVES[operation](engine, tiny, salt * 1000 + number)
-
-
-def _wait(engine: Engine, run_id: str) -> Any:
-    say(run=run_id)
-    run = engine.wait(run_id)
-    say(ended=run_id, status=run.status)
-    return run
-
-
-def _train(engine: Engine, tiny: str, salt: int) -> None:
-    strategy, settings = TRAININGS[salt % len(TRAININGS)]
-    run = _wait(engine, engine.train("tam", strategy, base=tiny, settings=SETTINGS | settings, seed=salt % 997))
-    if run.status == "done":
-        say(variant=run.variant)
-
-
-def _evaluate(engine: Engine, tiny: str, salt: int) -> None:
-    _wait(engine, engine.evaluate(["tam-lora-1"], ["held_out_gain", "reply_ranking"], quick=True, seed=salt % 997))
-
-
-def _import(engine: Engine, tiny: str, salt: int) -> None:
-    folder = engine.home.root.parent
-    data, card = folder / f"rows-{salt}.jsonl", folder / f"card-{salt}.json"
-    data.write_text("\n".join(json.dumps(row) for row in rows(12, salt)))
-    card.write_text(json.dumps({"name": f"Someone {salt}", "description": "Somebody."}))
-    persona = engine.import_persona(card, f"someone-{salt}")
-    say(persona=persona.id)
-    summary = engine.import_dataset(data, persona.id)
-    say(
-        dataset=summary.id, conversations=sum(summary.counts.get(split, 0) for split in ("train", "validation", "test"))
-    )
-
-
-def _cast(engine: Engine, replies: list[tuple[str, str, str]]) -> None:
-    from persona_lab.chats.records import Candidate, Vote
-
-    asked = (Message(role="user", content="Hello"),)
-    candidates = tuple(Candidate(reply=r, variant=v, messages=asked, text=t) for r, v, t in replies)
-    vote = Vote(id="x", persona="tam", voter="me", candidates=candidates, outcome="win", winner=0, created=now())
-    say(vote=engine.votes.cast(vote).id)
-
-
-def _vote(engine: Engine, tiny: str, salt: int) -> None:
-    _cast(engine, [(f"{salt}-a", "a", "A"), (f"{salt}-b", "b", "B")])
-
-
-def _export(engine: Engine, tiny: str, salt: int) -> None:
-    out = engine.home.root.parent / f"exported-{salt}"
-    run = _wait(engine, engine.export("tam-lora-1", "adapter", out, license="mit"))
-    if run.status == "done":
-        say(export=str(out))
-
-
-def _chat(engine: Engine, tiny: str, salt: int) -> None:
-    from persona_lab.types import ChatRequest, Sampling
-
-    variants = [engine.variant("tam-lora-1"), engine.base_variant("tam", tiny)]
-    asked = (Message(role="user", content=f"What about number {salt}?"),)
-    sampling = Sampling(seed=salt, max_new_tokens=48)
-    requests = [
-        ChatRequest(pane=str(pane), variant=variant, messages=asked, sampling=sampling)
-        for pane, variant in enumerate(variants)
-    ]
-    replies, errors = ["", ""], ["", ""]
-    for chunk in engine.chat(requests):
-        replies[int(chunk.pane)] += chunk.text
-        errors[int(chunk.pane)] = chunk.error or errors[int(chunk.pane)]
-    say(said=not any(errors), errors=[error for error in errors if error])
-    if not any(errors):
-        _cast(engine, [(f"c{salt}-{p}", variant.id, replies[p] or "-") for p, variant in enumerate(variants)])
-
-
-DRIVES: dict[str, Callable[[Engine, str, int], None]] = {
-    "train": _train, "eval": _evaluate, "import": _import, "vote": _vote, "export": _export, "chat": _chat,
-}  # fmt: skip
-
-
-# --- the campaign ---------------------------------------------------------------------------------
-
-
-class Driver:
-    """The driven process, and what it said."""
-
-    def __init__(self, home: Path, operation: str, tiny: str, salt: int) -> None:
-        command = [sys.executable, __file__, "--drive", str(home), operation, tiny, str(salt)]
-        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `kill`
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.errors)
-        self.facts: list[dict[str, Any]] = []
-        assert self.process.stdout is not None
-        os.set_blocking(self.process.stdout.fileno(), False)
-        self._rest = b""
-
-    def read(self) -> list[dict[str, Any]]:
-        """Everything said so far."""
-        assert self.process.stdout is not None
-        self._rest += self.process.stdout.read() or b""
-        *lines, self._rest = self._rest.split(b"\n")
-        self.facts += [json.loads(line) for line in lines if line.strip()]
-        return self.facts
-
-    def until(self, name: str, seconds: float = DEADLINE) -> dict[str, Any]:
-        """The newest fact of this name, once there is one."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            found = [fact for fact in self.read() if name in fact]
-            if found:
-                return found[-1]
-            if self.process.poll() is not None:
-                self.errors.seek(0)
-                raise RuntimeError(f"the driven process ended: {self.errors.read().decode()[-800:]}")
-            time.sleep(0.01)
-        raise RuntimeError(f"nothing of {name!r} within {seconds:.0f} s")
-
-    def kill(self) -> list[dict[str, Any]]:
-        """kill -9; gives what it had said."""
-        self.process.kill()
-        self.process.wait()
-        self.read()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        self.errors.close()
-        return self.facts
+def planned(count: int) -> list[tuple[str, str, int]]:
+    """(victim, operation, salt) of `count` moments a victim, one cell after the other so that each grows alike."""
+    plan: list[tuple[str, str, int]] = []
+    for number in range(count):
+        for victim, operations in VICTIMS.items():
+            operation = operations[number % len(operations)]
+            plan.append((victim, operation, 1 + number // len(operations)))
+    return plan
 
 
 class Campaign:
     """One campaign, with its results.
 
     Args:
-        work: a folder for homes; emptied before and after.
+        work: an empty folder for homes.
     """
 
     def __init__(self, out: Path, work: Path, seed: int, minutes: float) -> None:
@@ -219,6 +79,8 @@ class Campaign:
         self.document: dict[str, Any] = {"moments": [], "full": [], "damage": [], "sessions": []}
         if self.file.exists():
             self.document |= json.loads(self.file.read_text())
+        if not all({"missing_after", "strategy"} & set(entry) for entry in self.document["damage"]):
+            self.document["damage"] = []  # of a version that did not look at what is listed
         self.work, self.seed = work, seed
         self.end = time.monotonic() + 60 * minutes
         self.document["sessions"].append({"date": now()[:16], "machine": machine(), "command": command()})
@@ -236,7 +98,9 @@ class Campaign:
             engine.import_dataset(data, "tam")
             run = engine.wait(engine.train("tam", "lora", base=self.tiny, settings=SETTINGS | {"epochs": 1, "rank": 2}))
             assert run.status == "done", run.message
-            _cast_quietly(engine)
+            cast_quietly(engine)
+        self.listed = listed(base)
+        assert self.listed is not None
         return base
 
     def fresh(self, name: str) -> Path:
@@ -257,29 +121,21 @@ class Campaign:
     # --- kill -9 -------------------------------------------------------------------------------------
 
     def kills(self, count: int, only: Sequence[str] = ()) -> None:
-        """`count` moments a victim, spread over what it does, one after the other so that each cell grows alike."""
-        plan = [
-            (victim, operations[number % len(operations)])
-            for number in range(count)
-            for victim, operations in VICTIMS.items()
-        ]
+        """`count` moments a victim, spread over what it does; those that are in the results are not done again."""
         homes: dict[tuple[str, str], Path] = {}
-        for number, cell in enumerate(plan):
-            if (only and cell[1] not in only) or self._planned_before(plan, number) < len(self._cell(*cell)):
+        for victim, operation, salt in planned(count):
+            cell = (victim, operation)
+            if (only and operation not in only) or salt <= len(self._cell(*cell)):
                 continue
             if self.late():
                 return
             if cell not in homes or len(list(homes[cell].glob("runs/*"))) > 12:
                 homes[cell] = self.fresh("-".join(cell).replace(" ", "-"))
-            moment = len(self._cell(*cell))
-            chance = random.Random(f"{self.seed} {cell} {moment}")
-            found = self.moment(*cell, homes[cell], chance, 1 + moment)
-            self.document["moments"].append({"victim": cell[0], "operation": cell[1], **found})
+            chance = random.Random(f"{self.seed} {cell} {salt - 1}")
+            found = self.moment(*cell, homes[cell], chance, salt)
+            self.document["moments"].append({"victim": victim, "operation": operation, **found})
             print(json.dumps(self.document["moments"][-1]), flush=True)
             self.keep()
-
-    def _planned_before(self, plan: list[tuple[str, str]], number: int) -> int:
-        return sum(1 for cell in plan[:number] if cell == plan[number])
 
     def _cell(self, victim: str, operation: str) -> list[dict[str, Any]]:
         return [m for m in self.document["moments"] if (m["victim"], m["operation"]) == (victim, operation)]
@@ -301,7 +157,7 @@ class Campaign:
             facts = driver.kill()
         found = verify(home, facts, resume=True)
         found["where"] = where or found.pop("where", "")
-        return {**found, "seconds": round(time.monotonic() - began, 1)}
+        return {**found, "strategy": _strategy(facts), "seconds": round(time.monotonic() - began, 1)}
 
     def _hit_page(self, driver: Driver, operation: str, chance: random.Random) -> None:
         if operation in ("import", "vote"):
@@ -311,27 +167,36 @@ class Campaign:
         time.sleep(chance.uniform(0, 9.0))
 
     def _hit_worker(self, driver: Driver, home: Path, chance: random.Random) -> str:
-        run_id = driver.until("run")["run"]
-        folder = home / "runs" / run_id
-        end = time.monotonic() + DEADLINE
-        while not (pids := _workers(folder)) and time.monotonic() < end:
-            time.sleep(0.02)
+        """Kill the worker that works when the moment has come; gives the phase that it was in."""
+        self._working(driver, home)
         time.sleep(chance.uniform(0, 8.0))
-        phases = [e.title for e in read_events(folder / "events.jsonl")[0] if e.kind == "phase"]
-        with _may_be_gone():
-            os.kill(pids[-1], signal.SIGKILL)
-        driver.until("ended")
-        return phases[-1].replace(self.tiny, "the model") if phases else "Starting"
+        while True:
+            run_id, worker = self._working(driver, home)
+            phases = [e.title for e in read_events(home / "runs" / run_id / "events.jsonl")[0] if e.kind == "phase"]
+            if _killed(worker):
+                driver.until_ended(run_id)
+                return phases[-1].replace(self.tiny, "the model") if phases else "Starting"
+
+    def _working(self, driver: Driver, home: Path) -> tuple[str, psutil.Process]:
+        """The newest run, and its worker, once it has one."""
+        end = time.monotonic() + DEADLINE
+        while time.monotonic() < end:
+            run_id = driver.until("run")["run"]
+            worker = worker_of(home / "runs" / run_id)
+            if worker is not None:
+                return run_id, worker
+            time.sleep(0.02)
+        raise RuntimeError(f"no worker within {DEADLINE:.0f} s")
 
     def _hit_chat(self, driver: Driver, chance: random.Random) -> None:
         end = time.monotonic() + DEADLINE
-        while not (workers := _chat_workers(driver.process.pid)) and time.monotonic() < end:
+        while not _chat_workers(driver.process.pid) and time.monotonic() < end:
             time.sleep(0.02)
         time.sleep(chance.uniform(0, 8.0))
         said = len([fact for fact in driver.read() if "said" in fact])
-        for worker in workers:
-            with _may_be_gone():
-                worker.kill()
+        killed = [_killed(worker) for worker in _chat_workers(driver.process.pid)]
+        if not any(killed):
+            raise RuntimeError("there was no chat worker to kill")
         while time.monotonic() < end:  # the reply that was being written says so, and the next message is answered
             after = [fact for fact in driver.read() if "said" in fact][said:]
             if any(fact["said"] for fact in after):
@@ -343,209 +208,118 @@ class Campaign:
 
     def full_disks(self) -> None:
         """FULL_POINTS amounts of room, over training, import, votes and export."""
-        operations = ("train", "train", "import", "vote", "export")
         done = {entry["point"] for entry in self.document["full"]}
         for point in sorted(set(range(FULL_POINTS)) - done):
             if self.late():
                 return
-            operation = operations[point % len(operations)]
-            chance = random.Random(f"{self.seed} full {point}")
             with small_disk(self.work / "small") as folder:
                 if folder is None:
                     print("no small file system can be mounted here: the part `full` is left out", flush=True)
                     return
-                shutil.copytree(self.base, folder / "home")
-                free = int(10 ** chance.uniform(2, 6.3))
-                ballast = folder / "ballast"
-                _fill(ballast, free)
-                driver = Driver(folder / "home", operation, self.tiny, 1 + point)
-                stop = time.monotonic() + 40
-                while time.monotonic() < stop and driver.process.poll() is None:
-                    if any("ended" in fact for fact in driver.read()):
-                        break
-                    time.sleep(0.1)
-                driver.errors.seek(0)
-                said = driver.errors.read().decode(errors="replace").strip().splitlines()
-                facts = driver.kill()
-                ballast.unlink()
-                found = verify(folder / "home", facts, resume=True)
-            entry = {
-                "point": point,
-                "operation": operation,
-                "free_bytes": free,
-                "said": (said or [""])[-1][:160],
-                **found,
-            }
-            self.document["full"].append(entry)
-            print(json.dumps(entry), flush=True)
+                self.document["full"].append(self._full(point, folder))
+            print(json.dumps(self.document["full"][-1]), flush=True)
             self.keep()
+
+    def _full(self, point: int, folder: Path) -> dict[str, Any]:
+        """Leave so much room, do one thing, give the room back and compare."""
+        operation = FULL[point % len(FULL)]
+        free = int(10 ** random.Random(f"{self.seed} full {point}").uniform(2, 6.3))
+        shutil.copytree(self.base, folder / "home")
+        ballast = folder / "ballast"
+        _fill(ballast, free)
+        driver = Driver(folder / "home", operation, self.tiny, 1 + point)
+        stop = time.monotonic() + FULL_SECONDS
+        while time.monotonic() < stop and driver.process.poll() is None:
+            if any("ended" in fact for fact in driver.read()):
+                break
+            time.sleep(0.1)
+        driver.errors.seek(0)
+        said = driver.errors.read().decode(errors="replace").strip().splitlines()
+        facts = driver.kill()
+        ballast.unlink()
+        found = verify(folder / "home", facts, resume=True)
+        what = {"point": point, "operation": operation, "strategy": _strategy(facts), "free_bytes": free}
+        return {**what, "said": (said or [""])[-1][:160], **found}
 
     # --- damaged files -------------------------------------------------------------------------------
 
     def damage(self) -> None:
         """Every kind of file, damaged in four ways; then the doctor, and everything else must be there."""
-        if self.document["damage"]:
-            return
-        for pattern in DAMAGED:
-            for how, wreck in WAYS.items():
-                home = self.fresh("damage")
-                path = next(home.glob(pattern))
-                wreck(path)
-                entry = {"file": pattern, "how": how, **examined(home)}
-                self.document["damage"].append(entry)
-        for how, wreck in WAYS.items():
-            entry = {"file": "runs/*/checkpoints/*/step-*/state.safetensors", "how": how, **self._checkpoint(wreck)}
-            self.document["damage"].append(entry)
-            print(json.dumps(entry), flush=True)
+        done = {(entry["file"], entry["how"], entry.get("strategy", "")) for entry in self.document["damage"]}
+        for pattern, how in ((pattern, how) for pattern in DAMAGED for how in WAYS):
+            if (pattern, how, "") in done or self.late():
+                continue
+            home = self.fresh("damage")
+            path = next(home.glob(pattern))
+            WAYS[how](path)
+            self._damaged(pattern, how, examined(home, path.relative_to(home), self.listed))
+        for salt, how in ((salt, how) for salt in range(len(TRAININGS)) for how in WAYS):
+            if (CHECKPOINT, how, training_of(salt)[0]) not in done and not self.late():
+                self._damaged(CHECKPOINT, how, self._checkpoint(salt, WAYS[how]))
+
+    def _damaged(self, pattern: str, how: str, found: dict[str, Any]) -> None:
+        self.document["damage"].append({"file": pattern, "how": how, **found})
+        print(json.dumps(self.document["damage"][-1]), flush=True)
         self.keep()
 
-    def _checkpoint(self, wreck: Callable[[Path], None]) -> dict[str, Any]:
+    def _checkpoint(self, salt: int, wreck: Callable[[Path], None]) -> dict[str, Any]:
         """A training is killed after two checkpoints, the newer one is damaged, and the training is resumed."""
         home = self.fresh("checkpoint")
-        driver = Driver(home, "train", self.tiny, 0)
+        driver = Driver(home, "train", self.tiny, salt)
         folder = home / "runs" / driver.until("run")["run"]
         end = time.monotonic() + DEADLINE
-        while len(list(folder.glob("checkpoints/*/step-*/valid.json"))) < 2 and time.monotonic() < end:
+        while not (two := _two_checkpoints(folder)) and time.monotonic() < end:
             time.sleep(0.01)
-        os.kill(_workers(folder)[-1], signal.SIGKILL)
+        worker = worker_of(folder)
+        if not two or worker is None or not _killed(worker):
+            driver.kill()
+            raise RuntimeError("the training was over before two of its checkpoints were seen")
         facts = driver.kill()
         time.sleep(0.3)
-        wreck(sorted(folder.glob("checkpoints/*/step-*/state.safetensors"))[-1])
+        wreck((_two_checkpoints(folder) or two)[-1])
         found = verify(home, facts, resume=True)
         said = [e.message for e in read_events(folder / "events.jsonl")[0] if e.kind == "log"]
         named = any("is damaged" in message and "passed over" in message for message in said)
         gone_on = any("Resumed stage" in message for message in said)
-        return {**found, "named": named, "gone_on": gone_on}
+        return {**found, "strategy": training_of(salt)[0], "named": named, "gone_on": gone_on}
 
 
-def _cast_quietly(engine: Engine) -> None:
-    from contextlib import redirect_stdout
-
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-        _vote(engine, "", 0)
+def _strategy(facts: list[dict[str, Any]]) -> str:
+    """What was trained last; empty: nothing was."""
+    return next((fact["strategy"] for fact in reversed(facts) if "strategy" in fact), "")
 
 
-@contextmanager
-def _may_be_gone() -> Iterator[None]:
+def _killed(process: psutil.Process) -> bool:
+    """kill -9; whether it was still there to be killed (psutil looks at its start, so it is no other by now)."""
     try:
-        yield
-    except (ProcessLookupError, psutil.NoSuchProcess):
-        return
+        process.kill()
+    except psutil.NoSuchProcess:
+        return False
+    return True
 
 
-def _workers(folder: Path) -> list[int]:
-    return [event.pid for event in read_events(folder / "events.jsonl")[0] if isinstance(event, Started)]
+def worker_of(folder: Path) -> psutil.Process | None:
+    """The process that works on a run now: the number in its log may be another's by now."""
+    started = [event for event in read_events(folder / "events.jsonl")[0] if isinstance(event, Started)]
+    return worker_process(started[-1]) if started else None
 
 
 def _chat_workers(pid: int) -> list[psutil.Process]:
     found = []
     for child in psutil.Process(pid).children():
-        with _may_be_gone():
+        try:
             if "persona_lab.inference.chat_worker" in child.cmdline():
                 found.append(child)
+        except psutil.Error:
+            continue
     return found
 
 
-# --- what must be there ---------------------------------------------------------------------------
-
-
-def verify(home: Path, facts: list[dict[str, Any]], resume: bool) -> dict[str, Any]:
-    """Open the home again, compare it with what was promised, and finish what was cut off.
-
-    Returns:
-        {"acknowledged", "lost": [...], "interrupted", "named", "resumed", "where", "mended"}
-    """
-    lost: list[str] = []
-    result: dict[str, Any] = {"acknowledged": 0, "interrupted": 0, "named": 0, "resumed": 0, "where": ""}
-    try:
-        json.loads((home / "library.json").read_text())
-    except (OSError, ValueError) as error:
-        lost.append(f"library: {error}")
-    try:
-        with Engine.open(home) as engine:
-            _settle(engine)
-            runs = [run for run in engine.runs() if run.status not in ("done", *ACTIVE)]
-            result["interrupted"] = len(runs)
-            result["named"] = sum(bool(run.cause and run.message and run.fix) for run in runs)
-            result["where"] = ", ".join(run.cause for run in runs)
-            for run in runs if resume else ():
-                engine.resume(run.id)
-                ended = _ended(engine, run.id)
-                if ended.status == "done":
-                    result["resumed"] += 1
-                else:
-                    lost.append(f"run {run.id}: {ended.status} {ended.message}")
-            lost += _missing(engine, facts)
-    except (PersonaLabError, OSError, ValueError) as error:
-        lost.append(f"the home does not open: {type(error).__name__}: {error}")
-    looking.LEFTOVER_SECONDS = 0.0
-    found = checkup.repair(Home(home), deep=True)
-    left = checkup.examine(Home(home), deep=True)
-    lost += [f"not mended: {f.path}: {f.what}" for f in left]
-    lost += [f"damaged by the fault: {f.path}: {f.what}" for f in found if f.kind not in ("leftover", "run")]
-    names = ("persona", "dataset", "vote", "variant", "export")
-    result["acknowledged"] = sum(any(name in fact for name in names) for fact in facts) + 4
-    mended = [f"{f.kind}: {f.what}" for f in found]
-    return {**result, "mended": len(found), "put_aside": mended[:8], "lost": lost}
-
-
-def _settle(engine: Engine) -> None:
-    """Runs whose worker outlived the page, or that wait, come to their end."""
-    for run in engine.runs():
-        if run.status in ACTIVE:
-            _ended(engine, run.id)
-
-
-def _ended(engine: Engine, run_id: str) -> Any:
-    end = time.monotonic() + DEADLINE
-    while time.monotonic() < end:
-        run = engine.run(run_id)
-        if run.status not in ACTIVE and (run.status != "done" or run.kind != "train" or run.variant):
-            return run
-        time.sleep(0.1)
-    return engine.run(run_id)
-
-
-def _missing(engine: Engine, facts: list[dict[str, Any]]) -> list[str]:
-    """What was promised, or was in the base, and is not there."""
-    missing = []
-    personas = {persona.id for persona in engine.personas() if persona.installed}
-    variants = {variant.id for variant in engine.variants()}
-    votes, indexed = {vote.id for vote in engine.votes.all()}, {row["id"] for row in engine.library.all("votes")}
-    if not votes:
-        missing.append("the vote of the base")
-    for fact in [{"persona": "tam"}, {"dataset": "tam-v1", "conversations": 24}, {"variant": "tam-lora-1"}, *facts]:
-        if "persona" in fact and fact["persona"] not in personas:
-            missing.append(f"persona {fact['persona']}")
-        if "vote" in fact and not {fact["vote"]} <= votes & indexed:
-            missing.append(f"vote {fact['vote']}")
-        if "variant" in fact and fact["variant"] not in variants:
-            missing.append(f"variant {fact['variant']}")
-        if "dataset" in fact:
-            count = len(engine.dataset(fact["dataset"]).conversations)
-            if count != fact["conversations"]:
-                missing.append(f"dataset {fact['dataset']}: {count} of {fact['conversations']} conversations")
-        if "export" in fact and not _whole_export(Path(fact["export"])):
-            missing.append(f"export {fact['export']}")
-    # an export that was cut off is whole or not there
-    for folder in engine.home.root.parent.glob("exported-*"):
-        if not _whole_export(folder):
-            missing.append(f"half an export in {folder}")
-    return missing
-
-
-def _whole_export(folder: Path) -> bool:
-    try:
-        lines = (folder / "SHA256SUMS").read_text().splitlines()
-        sums = dict(reversed(line.split("  ", 1)) for line in lines)
-        return bool(sums) and all(
-            hashlib.sha256((folder / name).read_bytes()).hexdigest() == known for name, known in sums.items()
-        )
-    except OSError:
-        return False
-
-
-# --- full disks and damaged files -----------------------------------------------------------------
+def _two_checkpoints(folder: Path) -> list[Path]:
+    """The weights of the newest two whole checkpoints of the stage that a run is in, the newest last; else nothing."""
+    stages = sorted(folder.glob("checkpoints/*"), key=lambda stage: stage.stat().st_mtime)
+    whole = sorted(stages[-1].glob("step-*/valid.json"))[-2:] if stages else []
+    return [path.with_name("state.safetensors") for path in whole] if len(whole) == 2 else []
 
 
 @contextmanager
@@ -574,166 +348,8 @@ def _fill(path: Path, leave: int) -> None:
             left -= file.write(b"x" * min(left, 1 << 20))
 
 
-def _cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def _flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    for place in range(len(content) // 3, len(content), max(1, len(content) // 7)):
-        content[place] ^= 0x55
-    path.write_bytes(content)
-
-
-WAYS: dict[str, Callable[[Path], None]] = {
-    "cut in half": _cut,
-    "emptied": lambda path: path.write_bytes(b""),
-    "zeroed": lambda path: path.write_bytes(b"\0" * path.stat().st_size),
-    "bytes flipped": _flip,
-}
-DAMAGED = (
-    "library.json", "runs/*/events.jsonl", "runs/*/job.json", "runs/*/exit.json", "variants/*/variant.json",
-    "personas/*/card.json", "personas/*/held_out.jsonl", "personas/*/datasets/*.jsonl",
-    "personas/*/datasets/*.summary.json", "votes/*.json",
-)  # fmt: skip
-
-
-def examined(home: Path) -> dict[str, Any]:
-    """What the doctor says of a damaged home, and whether it opens before and after."""
-    opens = _opens(home)
-    named = checkup.examine(Home(home), deep=True)
-    before = {path.read_bytes() for path in home.rglob("*") if path.is_file()}
-    done = checkup.repair(Home(home), deep=True)
-    after = {path.read_bytes() for path in home.rglob("*") if path.is_file()}
-    kept = all(content in after for content in before if content and not _replaced(content))
-    left = [f.path for f in checkup.examine(Home(home), deep=True) if f.mendable]
-    return {
-        "opened_before": opens,
-        "named": [f"{f.path}: {f.what}"[:160] for f in named],
-        "mended": [f.done[:160] for f in done if f.done],
-        "opened_after": _opens(home),
-        "kept": kept,
-        "lost": [f"not mended: {path}" for path in left] + ([] if _opens(home) else ["the home does not open"]),
-    }
-
-
-def _replaced(content: bytes) -> bool:
-    """The library and its backup are rewritten at each opening; everything else that was there must still be there."""
-    return content.lstrip().startswith(b'{"meta"') or content.isdigit()
-
-
-def _opens(home: Path) -> bool:
-    try:
-        with Engine.open(home) as engine:
-            engine.personas(), engine.datasets(), engine.variants(), engine.runs(), engine.votes.all(), engine.reports()
-    except (PersonaLabError, ValueError, OSError):
-        return False
-    return True
-
-
-# --- the page -------------------------------------------------------------------------------------
-
-
-def machine() -> str:
-    """What it ran on."""
-    memory = psutil.virtual_memory().total / 2**30
-    return f"{psutil.cpu_count()} cores, {memory:.0f} GB, {platform.system()}, Python {platform.python_version()}"
-
-
-def command() -> str:
-    """How it was started, without the folders of this machine."""
-    hidden = {"--out", "--work"}
-    shown = [a for n, a in enumerate(sys.argv[1:]) if a not in hidden and sys.argv[n] not in hidden]
-    return " ".join(["python benchmarks/faults.py --out docs", *shown])
-
-
-def page(document: dict[str, Any]) -> str:
-    """The results as Markdown."""
-    lines = [
-        "# Faults",
-        "",
-        "What is lost when processes are killed, disks fill up and files are damaged, counted by",
-        "[`benchmarks/faults.py`](../benchmarks/faults.py); every moment is in [faults.json](faults.json). Runs are of",
-        "a tiny random model: what is tested is what is written and found again, not the model. It wrote this page.",
-        "",
-        *(f"- {s['date']} UTC: `{s['command']}` ({s['machine']})" for s in document["sessions"]),
-        "",
-        "## kill -9 at random moments",
-        "",
-        "*Acknowledged*: datasets, characters, votes, variants and exports that somebody had been told of, and those",
-        "the home began with. *Cut off*: runs that the kill interrupted; each must say so (*named*) and come to its",
-        "end when it is resumed (*resumed*). *Lost*: anything acknowledged that is gone or changed, a library that",
-        "cannot be read, a run that cannot be resumed, or damage that the doctor does not mend.",
-        "",
-        "| killed | while it | moments | acknowledged | cut off | named | resumed | lost |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    total = [0] * 6
-    for victim, operations in VICTIMS.items():
-        for operation in operations:
-            cell = [m for m in document["moments"] if (m["victim"], m["operation"]) == (victim, operation)]
-            names = ("acknowledged", "interrupted", "named", "resumed")
-            counts = [len(cell), *(sum(m[n] for m in cell) for n in names), sum(len(m["lost"]) for m in cell)]
-            total = [a + b for a, b in zip(total, counts, strict=True)]
-            lines.append(f"| {victim} | {operation} | {' | '.join(map(str, counts))} |")
-    lines += [f"| **all** | | {' | '.join(f'**{n}**' for n in total)} |", ""]
-    if total[0] < MOMENTS * len(VICTIMS):
-        told = f"{total[0]} moments so far; the campaign is made for {MOMENTS} a victim ({MOMENTS * len(VICTIMS)})."
-        lines += [f"{told} The same command with the same `--out` goes on.", ""]
-    places: dict[str, int] = {}
-    for moment in document["moments"]:
-        if moment["victim"] == "worker":
-            places[moment["where"]] = places.get(moment["where"], 0) + 1
-    if places:
-        told = ", ".join(f"{name} ({count})" for name, count in sorted(places.items(), key=lambda p: -p[1]))
-        lines += [f"Workers were killed in these phases: {told}.", ""]
-    lines += ["## Full disks", ""]
-    if document["full"]:
-        lines += [
-            "A file system with so much room left; afterwards the room is given back, and what was cut off is resumed.",
-            "",
-            "| bytes left | while it | cut off, as | resumed | lost |",
-            "|--:|---|---|--:|--:|",
-        ]
-        for m in sorted(document["full"], key=lambda m: (m["operation"], m["free_bytes"])):
-            what = m["where"] or ("refused" if m["said"] else "went well")
-            lines.append(f"| {m['free_bytes']:,} | {m['operation']} | {what} | {m['resumed']} | {len(m['lost'])} |")
-        lines += [""]
-    else:
-        lines += ["Not run yet.", ""]
-    lines += ["## Damaged files", ""]
-    if document["damage"]:
-        lines += [
-            "Each damage is made in a fresh home; then `persona-lab doctor`, then `doctor --repair`. *Opens*: the home",
-            "opens and lists everything else, before and after the repair. *Kept*: the bytes of every other file, and",
-            "of the damaged one, are still in the home.",
-            "",
-            "| file | damage | opens | named | repaired | kept | lost |",
-            "|---|---|---|---|---|---|--:|",
-        ]
-        for m in document["damage"]:
-            if "gone_on" in m:
-                cells = ("yes", _yes(m["named"]), f"passed over, {m['resumed']} resumed", "yes")
-            else:
-                opens = f"{_yes(m['opened_before'])}, {_yes(m['opened_after'])}"
-                cells = (opens, _yes(m["named"]), _yes(m["mended"]), _yes(m["kept"]))
-            lines.append(f"| `{m['file']}` | {m['how']} | {' | '.join(cells)} | {len(m['lost'])} |")
-        lines += [""]
-    else:
-        lines += ["Not run yet.", ""]
-    lost = [entry for part in ("moments", "full", "damage") for m in document[part] for entry in m["lost"]]
-    lines += ["## What was lost", "", *([f"- {entry}" for entry in lost] or ["Nothing."])]
-    return "\n".join(lines) + "\n"
-
-
-def _yes(value: object) -> str:
-    return "yes" if value else "no"
-
-
 def main() -> None:
-    if sys.argv[1:2] == ["--drive"]:
-        drive(Path(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5]))
-        return
+    """Go on with the campaign; prints the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=MOMENTS, help="moments for each of the three that are killed")
     parser.add_argument("--parts", nargs="+", default=["damage", "full", "kill"], choices=["kill", "full", "damage"])
@@ -741,12 +357,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], help="of `kill`: only while it does these (train, vote, ...)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--work", type=Path, help="a folder for homes; default: a temporary one")
+    parser.add_argument("--work", type=Path, help="where to make a folder for homes; default: the temporary files")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    work = given.work or Path(tempfile.mkdtemp(prefix="persona-lab-faults-"))
-    work.mkdir(parents=True, exist_ok=True)
-    try:
+    with fresh_folder("persona-lab-faults-", given.work) as work:
         campaign = Campaign(given.out, work, given.seed, given.minutes)
         if "damage" in given.parts:
             campaign.damage()
@@ -755,9 +369,7 @@ def main() -> None:
         if "kill" in given.parts:
             campaign.kills(given.n, given.only)
         campaign.keep()
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    print(page(campaign.document))
+    sys.stdout.write(page(campaign.document))
 
 
 if __name__ == "__main__":

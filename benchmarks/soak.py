@@ -7,7 +7,8 @@ a tiny random model, each in a worker of its own: trainings, evaluations and exp
 resident memory, Python objects, threads, open files and child processes are noted, and so are the temporary files of
 the home and of the system's folder. Growth is the slope of a straight line (Theil-Sen) over the second half of the
 runs, times their number, so that what is loaded once does not count. Variants are deleted as they come, as by a user
-who tries things.
+who tries things. What there is is written every ten runs, and when it is stopped. `--work`: where the home is made, in
+a folder of its own that is gone afterwards.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
-import shutil
 import statistics
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from common import command, fresh_folder, machine
 from scipy import stats
 
 from persona_lab.engine import Engine
@@ -43,6 +43,7 @@ MEASURES = {
     "seconds": "seconds a run",
 }
 TRAINING = {"epochs": 1, "rank": 2, "samples": 0}
+KEEP_EVERY = 10
 
 
 def prepared(home: Path, folder: Path) -> None:
@@ -83,36 +84,62 @@ def noted(home: Path, system: Path) -> dict[str, float]:
     }
 
 
-def soak(given: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """The runs; gives a row for each."""
+def soak(given: argparse.Namespace, work: Path) -> None:
+    """The runs; what they held is written as they come."""
     tiny, home, system = str(make_tiny_model(work / "tiny", "llama")), work / "home", work / "system-temp"
     system.mkdir()
-    tempfile.tempdir = str(system)
-    prepared(home, work)
+    before, tempfile.tempdir = tempfile.tempdir, str(system)
     rows: list[dict[str, Any]] = []
     end = time.monotonic() + 60 * given.minutes
-    with Engine.open(home) as engine:
-        kept = engine.wait(engine.train("tam", "lora", base=tiny, settings=TRAINING)).variant
-        for number in range(given.runs):
-            if time.monotonic() > end:
-                break
-            kind, began = given.kinds[number % len(given.kinds)], time.monotonic()
-            if kind == "train":
-                run_id = engine.train("tam", "lora", base=tiny, settings=TRAINING, seed=number)
-            elif kind == "eval":
-                run_id = engine.evaluate([kept], ["held_out_gain"], quick=True, seed=number)
-            else:
-                run_id = engine.export(kept, "adapter", work / "exports" / str(number), license="made", check=False)
-            run = engine.wait(run_id)
-            assert run.status == "done", run.message
-            if run.variant and run.variant != kept:
-                engine.delete_variant(run.variant)
-            # what the page does between: lists, and looks at the run
-            engine.runs(), engine.variants(), engine.personas(), engine.events(run_id)
-            seconds = time.monotonic() - began
-            rows.append({"kind": kind, "seconds": round(seconds, 2), **noted(home, system)})
-            print(json.dumps(rows[-1]), flush=True)
-    return {"date": now()[:16], "machine": machine(), "runs": len(rows), "rows": rows, "growth": growth(rows)}
+    try:
+        prepared(home, work)
+        with Engine.open(home) as engine:
+            kept = engine.wait(engine.train("tam", "lora", base=tiny, settings=TRAINING)).variant
+            for number in range(given.runs):
+                if time.monotonic() > end:
+                    break
+                kind, began = given.kinds[number % len(given.kinds)], time.monotonic()
+                one_run(engine, kind, number, kept, tiny, work / "exports")
+                seconds = round(time.monotonic() - began, 2)
+                rows.append({"kind": kind, "seconds": seconds, **noted(home, system)})
+                print(json.dumps(rows[-1]), flush=True)
+                if len(rows) % KEEP_EVERY == 0:
+                    keep(given, rows)
+    finally:
+        tempfile.tempdir = before
+        if rows:
+            keep(given, rows)
+
+
+def one_run(engine: Engine, kind: str, number: int, kept: str, tiny: str, exports: Path) -> None:
+    """A run from its start to its end, and what the page does between: lists, and looks at the run."""
+    if kind == "train":
+        run_id = engine.train("tam", "lora", base=tiny, settings=TRAINING, seed=number)
+    elif kind == "eval":
+        run_id = engine.evaluate([kept], ["held_out_gain"], quick=True, seed=number)
+    else:
+        run_id = engine.export(kept, "adapter", exports / str(number), license="made", check=False)
+    run = engine.wait(run_id)
+    assert run.status == "done", run.message
+    if run.variant and run.variant != kept:
+        engine.delete_variant(run.variant)
+    engine.runs(), engine.variants(), engine.personas(), engine.events(run_id)
+
+
+def keep(given: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Write the rows so far, and the page."""
+    found = {
+        "date": now()[:16],
+        "machine": machine(),
+        "command": command(),
+        "asked": given.runs,
+        "kinds": given.kinds,
+        "runs": len(rows),
+        "rows": rows,
+        "growth": growth(rows),
+    }
+    write_atomic(given.out / "soak.json", json.dumps(found, indent=1) + "\n")
+    write_atomic(given.out / "soak.md", page(found))
 
 
 def growth(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -138,20 +165,16 @@ def growth(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return found
 
 
-def machine() -> str:
-    """What it ran on."""
-    memory = psutil.virtual_memory().total / 2**30
-    return f"{psutil.cpu_count()} cores, {memory:.0f} GB, {platform.system()}, Python {platform.python_version()}"
-
-
-def page(found: dict[str, Any], kinds: list[str]) -> str:
+def page(found: dict[str, Any]) -> str:
     """The result as Markdown."""
+    runs, asked = found["runs"], found["asked"]
+    part = "" if runs == asked else f" of the {asked} that were asked for (it was stopped, or its time was over)"
     lines = [
         "# Soak",
         "",
-        f"{found['runs']} short runs ({', '.join(kinds)} in turns) one after another under one engine, on a tiny",
-        f"random model, {found['date']} UTC on {found['machine']}:",
-        f"`python benchmarks/soak.py --runs {found['runs']} --out docs`.",
+        f"{runs} short runs{part}, {', '.join(found['kinds'])} in turns, one after another under one",
+        f"engine, on a tiny random model; the last ended on {found['date']} UTC, on {found['machine']}:",
+        f"`{found['command']}`.",
         "Growth is over the second half of the runs (Theil-Sen slope times their number, with its 95% bounds), so what",
         "is loaded once does not count. Every row is in [soak.json](soak.json).",
         "",
@@ -166,6 +189,7 @@ def page(found: dict[str, Any], kinds: list[str]) -> str:
 
 
 def main() -> None:
+    """Run it; prints the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=500)
     parser.add_argument(
@@ -173,18 +197,12 @@ def main() -> None:
     )
     parser.add_argument("--kinds", nargs="+", default=["train", "eval", "export"], choices=["train", "eval", "export"])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--work", type=Path, help="a folder for the home; default: a temporary one")
+    parser.add_argument("--work", type=Path, help="where to make a folder for the home; default: the temporary files")
     given = parser.parse_args()
-    work = given.work or Path(tempfile.mkdtemp(prefix="persona-lab-soak-"))
-    work.mkdir(parents=True, exist_ok=True)
     given.out.mkdir(parents=True, exist_ok=True)
-    try:
-        found = soak(given, work)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    write_atomic(given.out / "soak.json", json.dumps(found, indent=1) + "\n")
-    write_atomic(given.out / "soak.md", page(found, given.kinds))
-    sys.stdout.write(page(found, given.kinds))
+    with fresh_folder("persona-lab-soak-", given.work) as work:
+        soak(given, work)
+    sys.stdout.write((given.out / "soak.md").read_text("utf-8"))
 
 
 if __name__ == "__main__":

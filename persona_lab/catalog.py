@@ -454,8 +454,9 @@ class Catalog:
         return self._variant(named[0]) if len(named) == 1 else None
 
     def variant_of_run(self, run_id: str) -> Variant | None:
-        """The variant a run made, once it is in the library."""
-        return self._variant(run_id) if self.library.get("variants", run_id) else None
+        """The variant a run made, once it is in the library; None where its file cannot be read (see `variants`)."""
+        row = self.library.get("variants", run_id)
+        return next(self._readable([row]), None) if row else None
 
     def base_variant(self, persona: Persona, base: BaseModelInfo) -> Variant:
         """The base under the card; id `base-<persona>`."""

@@ -637,7 +637,10 @@ class Engine(Talking, Queueing, Keeping, Pulling, Sharing, Guests, Versions):
         """Whether what came of a finished run is in the library."""
         if run.kind == "prompts" and self.library.get("datasets", run.dataset):
             return "version" in run.result
-        return run.kind != "train" or bool(run.variant)
+        if run.kind != "train" or run.variant:
+            return True
+        # one whose file was damaged since will not come any more
+        return self.library.get("variants", run.id) is not None and self.catalog.variant_of_run(run.id) is None
 
     def _on_event(self, run: RunView, event: AnyEvent) -> None:
         self.plugins.notify(run, event)

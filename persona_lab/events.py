@@ -7,6 +7,10 @@ after a restart, without ever seeing half a record.
 from __future__ import annotations
 
 import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -175,3 +179,108 @@ def read_events(path: Path, offset: int = 0) -> tuple[list[AnyEvent], int]:
         except ValidationError:
             continue
     return events, offset + end
+
+
+# --- what a log says in short ---------------------------------------------------------------------
+
+KEPT_LOGS = 256
+TAIL_BYTES = 64
+
+
+@dataclass
+class LogState:
+    """What a run's log says by now, folded: it does not grow with the log."""
+
+    started: Started | None = None
+    """Of the newest attempt."""
+    first: str = ""
+    """When the first attempt began."""
+    attempt: int = 0
+    phase: str = ""
+    step: Step | None = None
+    """The newest of the phase."""
+    terminal: Done | Failed | None = None
+    """Of the newest attempt."""
+
+    def add(self, events: Iterable[AnyEvent]) -> None:
+        """Fold events in."""
+        for event in events:
+            if isinstance(event, Started):
+                self.started, self.terminal = event, None
+                self.attempt, self.first = self.attempt + 1, self.first or event.time
+            elif isinstance(event, Phase):
+                self.phase, self.step = event.title, None
+            elif isinstance(event, Step):
+                self.step = event
+            elif isinstance(event, Done | Failed):
+                self.terminal = event
+
+
+@dataclass
+class _Read:
+    """How far a log was read, and how it was recognised."""
+
+    state: LogState = field(default_factory=LogState)
+    offset: int = 0
+    tail: bytes = b""
+    """What stood before `offset`."""
+    size: int = -1
+    changed: int = -1
+    """Nanoseconds."""
+
+
+class LogStates:
+    """The states of runs' logs. Each byte of a log is read once, for it is asked for at every tick of a page and a long
+    training writes a line a step; only the newest part is in memory. Thread-safe.
+
+    A log that was put in place of another (a repair, a backup that was restored) is read anew.
+
+    Args:
+        kept: of how many logs the states are kept.
+    """
+
+    def __init__(self, kept: int = KEPT_LOGS) -> None:
+        self._kept = kept
+        self._read: OrderedDict[Path, _Read] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._read)
+
+    def state(self, path: Path) -> LogState:
+        """What the log says; that of an empty one where there is none."""
+        with self._lock:
+            known = self._read.pop(path, None) or _Read()
+            try:
+                known = _read_on(path, known)
+            except (FileNotFoundError, NotADirectoryError):
+                return LogState()
+            self._read[path] = known
+            while len(self._read) > self._kept:
+                self._read.popitem(last=False)
+            return replace(known.state)
+
+
+def _read_on(path: Path, known: _Read) -> _Read:
+    found = path.stat()
+    if (found.st_size, found.st_mtime_ns) == (known.size, known.changed):
+        return known
+    if not _goes_on(path, known, found.st_size):
+        known = _Read()
+    events, known.offset = read_events(path, known.offset)
+    known.state.add(events)
+    known.tail = _before(path, known.offset)
+    known.size, known.changed = found.st_size, found.st_mtime_ns
+    return known
+
+
+def _goes_on(path: Path, known: _Read, size: int) -> bool:
+    """Whether a log is the one that was read, with more at its end."""
+    return size != known.size and size >= known.offset and _before(path, known.offset) == known.tail
+
+
+def _before(path: Path, offset: int) -> bytes:
+    start = max(0, offset - TAIL_BYTES)
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(offset - start)

@@ -15,14 +15,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from persona_lab.errors import BadInput, UnknownName
-from persona_lab.events import AnyEvent, Done, Failed, Phase, Started, Step, read_events
+from persona_lab.events import AnyEvent, Done, Failed, LogStates, Started, read_events
 from persona_lab.formats import upgraded, written
 from persona_lab.home import Home, disk_errors, write_atomic
 from persona_lab.preferences import read_preferences
@@ -92,11 +91,7 @@ def worker_process(started: Started) -> psutil.Process | None:
     return process
 
 
-@lru_cache(maxsize=4)
-def _events(path: Path, size: int, changed: int) -> tuple[AnyEvent, ...]:
-    """A log in this state: several parts of the page ask for a run at each tick. Few are kept, since
-    a long run's are megabytes."""
-    return tuple(read_events(path)[0])
+_LOGS = LogStates()
 
 
 def view(folder: Path, exit_record: dict[str, Any] | None = None) -> RunView:
@@ -107,22 +102,10 @@ def view(folder: Path, exit_record: dict[str, Any] | None = None) -> RunView:
         exit_record: what the supervisor knows of the process's end, where exit.json could not be written.
     """
     job = read_job(folder)
-    path = folder / "events.jsonl"
-    started: Started | None = None
-    terminal: Done | Failed | None = None
-    phase, step, attempt, first = "", None, 0, ""
-    state = path.stat() if path.exists() else None
-    for event in _events(path, state.st_size, state.st_mtime_ns) if state else ():
-        if isinstance(event, Started):
-            started, terminal, attempt, first = event, None, attempt + 1, first or event.time
-        elif isinstance(event, Phase):
-            phase, step = event.title, None
-        elif isinstance(event, Step):
-            step = event
-        elif isinstance(event, Done | Failed):
-            terminal = event
+    log = _LOGS.state(folder / "events.jsonl")
+    step, terminal = log.step, log.terminal
     ended = exit_record or _exit_record(folder / "exit.json")
-    status, cause, message, fix = _status(folder, started, terminal, ended)
+    status, cause, message, fix = _status(folder, log.started, terminal, ended)
     return RunView(
         id=job.id,
         kind=job.kind,
@@ -137,13 +120,13 @@ def view(folder: Path, exit_record: dict[str, Any] | None = None) -> RunView:
         dataset=job.dataset_id,
         seed=job.seed,
         created=job.created,
-        started=first,
+        started=log.first,
         finished=terminal.time if terminal else "",
-        phase=phase,
+        phase=log.phase,
         step=step.step if step else 0,
         total=step.total if step else 0,
         eta_seconds=step.eta_seconds if step and status == "running" else None,
-        attempt=attempt,
+        attempt=log.attempt,
         resumable=status in ("interrupted", "cancelled", "failed"),
         directory=str(folder),
         config=job.config,

@@ -209,7 +209,11 @@ class Guests:
         return moment - guest.seen > idle or moment - guest.began > GUEST_LONGEST
 
     def _tidy(self, moment: float) -> None:
+        """Let go of who left, and of what is known of links that says nothing any more: over a long time there may be
+        any number of them."""
         self._end(lambda guest: self._over(guest, moment))
+        self._spent = {link: spent for link, spent in self._spent.items() if moment - spent[0] <= DAY}
+        self._doors = {link: door for link, door in self._doors.items() if not door.full()}
 
     def _end(self, over: Callable[[Guest], bool]) -> int:
         found = [key for key, guest in self._guests.items() if over(guest)]

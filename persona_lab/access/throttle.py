@@ -24,15 +24,23 @@ class Bucket:
         self._size, self._seconds, self._clock = size, seconds, clock
         self._held, self._then = float(size), clock()
 
+    def full(self) -> bool:
+        """Whether it holds as many as it can: then it is as good as a new one."""
+        self._refill()
+        return self._held >= self._size
+
     def take(self) -> float:
         """Take one: 0.0 where there was one, else the seconds until there is."""
-        moment = self._clock()
-        self._held = min(self._size, self._held + (moment - self._then) * self._size / self._seconds)
-        self._then = moment
+        self._refill()
         if self._held >= 1:
             self._held -= 1
             return 0.0
         return (1 - self._held) * self._seconds / self._size
+
+    def _refill(self) -> None:
+        moment = self._clock()
+        self._held = min(self._size, self._held + (moment - self._then) * self._size / self._seconds)
+        self._then = moment
 
 
 @dataclass

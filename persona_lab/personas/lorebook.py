@@ -136,8 +136,9 @@ def _laid_out(book: Book, entries: Sequence[Entry], fill: Fill, count: Count) ->
             left_out.append(entry)
     used.sort(key=lambda e: (e.order, e.number))
     texts = {entry.number: fill(entry.content).strip() for entry in used}
-    inserted = [e for e in used if e.depth is not None and not e.constant]
-    system = [e for e in used if e not in inserted]
+    spoken = {id(e) for e in used if e.depth is not None and not e.constant}
+    inserted = [e for e in used if id(e) in spoken]
+    system = [e for e in used if id(e) not in spoken]
     return Lore(
         before=tuple(texts[e.number] for e in system if e.before),
         after=tuple(texts[e.number] for e in system if not e.before),

@@ -72,6 +72,9 @@ TABS = (
 UPLOAD_LIMIT = "256mb"
 QUEUE_LIMIT = 64
 CACHE_SECONDS = 24 * 3600
+MOST_WINDOWS = 100
+"""Of how many browser windows, the last used ones, gradio keeps what it holds of each: a copy of the page's settings,
+which it never lets go of by itself when a window is closed or reloaded (6.31; its own limit is 10,000)."""
 STOP_SECONDS = 0.2
 CLOSING_SECONDS = 2
 
@@ -215,6 +218,7 @@ def _launch(demo: gr.Blocks, door: Door, host: str, port: int, share: bool, debu
         ssr_mode=False,
         run_history=False,
         enable_monitoring=False,
+        state_session_capacity=MOST_WINDOWS,
         max_file_size=UPLOAD_LIMIT,
         footer_links=["settings"],
         app_kwargs={"openapi_url": None, "docs_url": None, "redoc_url": None, "middleware": guards},

@@ -1,6 +1,6 @@
 """Imports gradio in about half its usual time, with analytics off. Import this module before any other of `ui`.
 
-Does not change how gradio behaves afterwards.
+Does not change how gradio's page behaves afterwards.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ def _without_stub_files() -> Iterator[None]:
 
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+# For its monitoring page, which is off here, gradio 6.31 keeps a record of each of the last 10,000 events, and after
+# every event makes a pandas table of all of them (`Queue.compute_analytics_summary`), whatever the switch above says:
+# the page would grow with its events, and each would cost more than the one before it.
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
+os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
 if "gradio" not in sys.modules:
     with _without_stub_files():
         import gradio as _gradio  # noqa: F401  (imported for its effect: later imports find it loaded)

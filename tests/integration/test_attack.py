@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.slow
 def test_everything_is_refused_and_the_owner_goes_on(home: Home, tiny_model: Path) -> None:
     from attack import campaign
 
+    left = set(Path(tempfile.gettempdir()).glob("bombs-*"))
     fill(home, tiny_model)
     page = SharedPage(home.root).start()
     try:
@@ -28,8 +30,14 @@ def test_everything_is_refused_and_the_owner_goes_on(home: Home, tiny_model: Pat
         assert page.stop() == 0
     assert {row["attack"]: row["through"] for row in found["attacks"] if row["through"]} == {}
     assert all(row["sent"] >= 3 for row in found["attacks"])
-    unread = next(row for row in found["attacks"] if row["attack"] == "huge_upload")
+    rows = {row["attack"]: row for row in found["attacks"]}
+    unread = rows["huge_upload"]
     assert unread["refused"] + unread["cut_off"] == unread["sent"]
+    talked = rows["control_tokens"]
+    assert talked["answered"] + talked["refused"] == talked["sent"]
+    assert talked["answered"] >= 3
+    assert "owner's own browser got in" in rows["login_flood"]["note"]
+    assert set(Path(tempfile.gettempdir()).glob("bombs-*")) <= left
     assert found["owner_still_in"]
     assert found["poll"]["failed"] == []
     assert found["poll"]["attacked"]["polls"] >= 20

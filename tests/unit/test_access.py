@@ -22,6 +22,8 @@ from persona_lab.access.store import AccessStore
 from persona_lab.access.throttle import FREE_TRIES, LONGEST_WAIT, Bucket, LoginThrottle
 from persona_lab.errors import BadInput, BadSetting, UnknownName
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 class Clock:
     """A clock that goes when it is told to."""
@@ -54,6 +56,28 @@ def test_a_password_is_kept_as_a_hash_that_only_it_matches() -> None:
         assert not matches(wrong, kept)
     for damaged in ("", "scrypt$1", "plain$1$1$1$a$b", "scrypt$a$b$c$d$e", kept.replace("scrypt", "md5")):
         assert not matches(password, damaged)
+
+
+def test_a_flood_of_passwords_takes_the_memory_of_one() -> None:
+    """The threads of a pool would each keep what one hash takes."""
+    code = """
+import threading
+from concurrent.futures import ThreadPoolExecutor
+import psutil
+from persona_lab.access import passwords
+kept = passwords.hash_password("right")
+before = psutil.Process().memory_info().rss
+together = threading.Barrier(8)
+def guess(number):
+    together.wait()
+    return passwords.matches("wrong", kept)
+with ThreadPoolExecutor(8) as pool:
+    assert not any(pool.map(guess, range(16)))
+    grown = psutil.Process().memory_info().rss - before
+assert grown < 34e6, f"{grown / 1e6:.0f} MB more"
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_store_shows_a_password_once_and_keeps_its_hash(tmp_path: Path) -> None:
@@ -233,6 +257,21 @@ def test_a_new_visit_does_not_renew_what_a_link_may_cost() -> None:
 
 
 # --- limits ---------------------------------------------------------------------------------------
+
+
+def test_nothing_is_kept_of_links_that_nobody_uses_any_more() -> None:
+    clock = Clock()
+    guests = Guests(clock)
+    for number in range(300):
+        used = link(id=f"link-{number}")
+        _, guest = guests.begin(used)
+        guests.spend(guest, 10)
+        guests.end_link(used.id)
+        clock.now += 600
+    kept = 24 * 3600 / 600 + 1
+    assert len(guests._spent) <= kept, "what was spent within a day still counts, nothing else"
+    assert len(guests._doors) == 1, "who came within a minute still counts, nothing else"
+    assert guests.left(guest, used) == used.limits.tokens - 10
 
 
 def test_a_bucket_refills() -> None:

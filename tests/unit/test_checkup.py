@@ -192,6 +192,18 @@ def test_damage_does_not_keep_the_home_from_opening(whole: Home, pattern: str) -
         engine.personas(), engine.runs(), engine.variants(), engine.votes.all(), engine.chats.all("me")
 
 
+@pytest.mark.parametrize("how", [cut, Path.unlink], ids=["cut", "gone"])
+def test_a_variant_that_cannot_be_read_hides_no_run(whole: Home, how: Callable[[Path], None]) -> None:
+    with Engine.open(whole.root) as engine:
+        before = [(run.id, run.status) for run in engine.runs()]
+    assert ("tam-lora-1", "done") in before
+    how(whole.variant("tam-lora-1") / "variant.json")
+    with Engine.open(whole.root) as engine:
+        assert [(run.id, run.status) for run in engine.runs()] == before
+        assert engine.run("tam-lora-1").variant == ""
+        assert engine.wait("tam-lora-1").status == "done"
+
+
 def test_weights_are_compared_on_request_with_what_training_wrote(whole: Home) -> None:
     weights = whole.variant("tam-lora-1") / "weights"
     tensors = weights / "adapter_model.safetensors"

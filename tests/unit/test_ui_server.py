@@ -165,3 +165,20 @@ def test_only_what_a_closed_window_left_behind_is_passed_over(path: str, raised:
         else:
             with pytest.raises(type(raised)):
                 apart.submit(asyncio.run, answer).result()
+
+
+def test_gradio_keeps_no_record_of_every_event() -> None:
+    """Its queue would hold 10,000, and make a table of them with pandas after each event."""
+    code = """
+from persona_lab.ui import quick_gradio
+import gradio
+with gradio.Blocks() as page:
+    pass
+queue = page.queue()._queue
+assert queue.ANALYTICS_MAX_EVENTS == 1, queue.ANALYTICS_MAX_EVENTS
+queue.events_recorded = 5000
+records = [{"function": "tick", "status": "success", "process_time": 1.0}]
+assert queue.compute_analytics_summary(records) == {"functions": {}}
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
