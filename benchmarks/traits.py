@@ -21,9 +21,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from datetime import date
@@ -301,16 +299,6 @@ def put_into_page(page: Path, text: str) -> None:
     write_atomic(page, f"{before}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}")
 
 
-def machine() -> str:
-    """For the page: processor and cores."""
-    try:
-        lines = subprocess.run(["lscpu"], capture_output=True, text=True, check=True).stdout.splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("Model name"))
-    except (OSError, subprocess.CalledProcessError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{torch.get_num_threads()} threads of {name}, torch {torch.__version__}"
-
-
 def main() -> None:
     """Parse, measure, tell."""
     parser = argparse.ArgumentParser(description="Do trait sliders pull as asked?")
@@ -334,7 +322,7 @@ def main() -> None:
     results = known | {
         "command": f"python benchmarks/traits.py --home DIR --base {options.base} --prompts {options.prompts} "
         f"--seed {options.seed}" + (f" --traits {options.traits}" if options.traits else ""),
-        "machine": machine(),
+        "machine": f"{torch.get_num_threads()} threads of {bench.host.machine.device_name}, torch {torch.__version__}",
         "date": date.today().isoformat(),
         "base": options.base,
         "fingerprint": bench.host.base_fingerprint,

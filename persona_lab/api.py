@@ -92,6 +92,7 @@ _TOOLKIT = {
     "tick": "persona_lab.datasets.progress",
     "estimate_training": "persona_lab.models.estimate",
     "estimate_forward": "persona_lab.models.estimate",
+    "guessed_tokens": "persona_lab.models.work",
     "combine_estimates": "persona_lab.models.estimate",
     "data_problems": "persona_lab.training.advice",
     "lora_parameters": "persona_lab.training.sizes",

@@ -55,8 +55,8 @@ def _derive(password: str, salt: bytes, cost: int, block: int, parallel: int) ->
 
 @cache
 def _one_thread() -> ThreadPoolExecutor:
-    """Where hashes are made, whoever asks. Each takes 17 MB, and the C library keeps them, for each thread apart, once
-    they are given back (measured: 8 threads of a pool held 135 MB after one hash or more each)."""
+    """Where hashes are made, whoever asks. Each takes 17 MB (128 * N * r bytes), and the C library keeps them, for each
+    thread apart, once they are given back."""
     return ThreadPoolExecutor(1, thread_name_prefix="password")
 
 

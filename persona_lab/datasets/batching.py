@@ -13,6 +13,9 @@ from persona_lab.types import Rendered
 
 SHORTEST_PREFIX = 12
 """A shared prefix shorter than this is not worth a forward pass of its own."""
+KEPT_CONTEXT = 8
+"""Tokens of the last question (and of what begins the reply) for which a conversation that is shortened keeps all that
+stands before the question, and so what it shares with the others."""
 LENGTH_JITTER = 0.1
 """Relative noise on lengths when sorting, so that batches differ between epochs."""
 VALIDATION_BATCH = 16

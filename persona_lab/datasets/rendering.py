@@ -19,14 +19,13 @@ from typing import Any
 
 import jinja2
 
+from persona_lab.datasets.batching import KEPT_CONTEXT
 from persona_lab.datasets.encoding import MarkedTokenizer, count_before
 from persona_lab.datasets.templates import load_template, read_config
 from persona_lab.errors import BadInput
 from persona_lab.types import Conversation, Message, PreviewToken, Problem, Rendered
 
 Turns = tuple[tuple[str, str], ...]
-KEPT_CONTEXT = 8
-"""Tokens of the last question (and of what begins the reply) that are worth keeping the whole system prompt for."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +123,8 @@ class ChatRenderer:
         while len(rendered.ids) > max_tokens and (shorter := _without_oldest(turns)) is not None:
             turns = shorter
             rendered = self._render(turns)
+        if len(rendered.ids) <= max_tokens:
+            return rendered.model_copy(update={"truncated": True})
         return _cut(rendered, max_tokens, self._opening(turns))
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
@@ -301,12 +302,9 @@ def _without_oldest(turns: Turns) -> Turns | None:
 
 
 def _cut(rendered: Rendered, max_tokens: int, opening: int) -> Rendered:
-    """At most `max_tokens` tokens: context goes from the left, but what stands before the question last (all examples
+    """`max_tokens` tokens of more: context goes from the left, but what stands before the question last (all examples
     share it, so it is computed once), the last reply from its end if it alone is too long."""
     ids, mask = rendered.ids, rendered.mask
-    over = len(ids) - max_tokens
-    if over <= 0:
-        return rendered.model_copy(update={"truncated": True})
     end = max(i for i, trained in enumerate(mask) if trained) + 1
     start = end
     while start > 0 and mask[start - 1]:

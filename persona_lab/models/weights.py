@@ -37,11 +37,8 @@ def fingerprint(folder: Path) -> str:
     For one file it is the start of that file's sha256. Kept in memory for as long as sizes and times stay the same.
     """
     state = _state(folder)
-    if not state:
-        return ""
-    known = _fingerprints.get(folder)
-    if known and known[0] == state:
-        return known[1]
+    if (remembered := _remembered(folder, state)) is not None:
+        return remembered
     digest = hashlib.sha256()
     for path in safetensors_files(folder):
         with path.open("rb") as file:
@@ -58,11 +55,8 @@ def kept_fingerprint(folder: Path, home: Home) -> str:
     `fingerprint`. Losing the file, `<home>/cache/fingerprints.json`, costs time only.
     """
     state = _state(folder)
-    if not state:
-        return ""
-    known = _fingerprints.get(folder)
-    if known and known[0] == state:
-        return known[1]
+    if (remembered := _remembered(folder, state)) is not None:
+        return remembered
     found = _kept(home).get(str(folder))
     if isinstance(found, dict) and found.get("files") == [list(part) for part in state]:
         name = found.get("fingerprint")
@@ -88,6 +82,14 @@ def keep_fingerprint(folder: Path, home: Home) -> str:
 def _state(folder: Path) -> tuple[tuple[str, int, int], ...]:
     """Name, size and time of each safetensors file."""
     return tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in safetensors_files(folder))
+
+
+def _remembered(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str | None:
+    """The fingerprint that this process found in this state; "" of no weights; None: not found yet."""
+    known = _fingerprints.get(folder)
+    if known and known[0] == state:
+        return known[1]
+    return None if state else ""
 
 
 def _kept(home: Home) -> dict[str, Any]:

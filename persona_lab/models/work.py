@@ -11,14 +11,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from persona_lab.datasets.batching import SHORTEST_PREFIX, VALIDATION_BATCH, batches_of_epoch, sorted_batches
-from persona_lab.types import BaseModelInfo, Conversation, Dataset, FitSettings, Machine, TokenCounts
+from persona_lab.datasets.batching import (
+    KEPT_CONTEXT,
+    SHORTEST_PREFIX,
+    VALIDATION_BATCH,
+    batches_of_epoch,
+    sorted_batches,
+)
+from persona_lab.types import BaseModelInfo, Conversation, Dataset, FitSettings, Machine, Message, TokenCounts
 
 CHARACTERS_A_TOKEN = 4.0
 TURN_TOKENS = 5
 """What a chat template adds to a turn."""
-KEPT_CONTEXT = 8
-"""As in `datasets.rendering`, which plans do not load."""
 SYSTEM_TOKENS = 200
 """An ordinary card, where the real one was not counted."""
 UNKNOWN_TRAIN, UNKNOWN_VALIDATION, UNKNOWN_LENGTH = 240, 15, (110, 60)
@@ -195,12 +199,17 @@ def _cuts_prefix(conversation: Conversation, counts: TokenCounts, prefix: int, m
     tokens, _ = counts.conversations.get(conversation.id, (0, 0))
     if tokens <= max_tokens:
         return False
-    sizes = [len(message.content) + TURN_TOKENS * CHARACTERS_A_TOKEN for message in conversation.messages]
+    sizes = [guessed_tokens(message) for message in conversation.messages]
     return prefix + (tokens - prefix) * sizes[-1] / max(sum(sizes), 1) + KEPT_CONTEXT > max_tokens
 
 
+def guessed_tokens(message: Message) -> int:
+    """About how many tokens a message takes, where there is no tokenizer to count them."""
+    return round(len(message.content) / CHARACTERS_A_TOKEN) + TURN_TOKENS
+
+
 def _guessed(conversation: Conversation, prefix: int) -> tuple[int, int]:
-    turns = [(m.role, round(len(m.content) / CHARACTERS_A_TOKEN) + TURN_TOKENS) for m in conversation.messages]
+    turns = [(m.role, guessed_tokens(m)) for m in conversation.messages]
     return prefix + sum(n for _, n in turns), sum(n for role, n in turns if role == "assistant")
 
 

@@ -81,15 +81,13 @@ def lora(config: FitSettings, data: Dataset | None, machine: Machine = CPU, **op
 
 
 def test_constants_are_those_of_the_training() -> None:
-    from persona_lab.datasets import rendering
-    from persona_lab.models import estimate, work
+    from persona_lab.models import estimate
     from persona_lab.training import context, fit, paths, validation
 
     assert VALIDATION_BATCH == validation.VALIDATION_BATCH
     assert MOST_VALIDATION == context.MOST_VALIDATION
     assert estimate.SAMPLE_TOKENS == context.SAMPLE_TOKENS
     assert CHECKED_EXAMPLES == paths.CHECKED_EXAMPLES
-    assert work.KEPT_CONTEXT == rendering.KEPT_CONTEXT
     assert (estimate.CHEAP_CHECKPOINT, estimate.CHECKPOINT_SHARE) == (fit.CHEAP_CHECKPOINT, fit.CHECKPOINT_SHARE)
 
 

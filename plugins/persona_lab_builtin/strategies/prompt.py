@@ -101,9 +101,11 @@ class PromptStrategy(Strategy):
 
 
 def _room(config: PromptConfig, dataset: Dataset | None) -> int:
-    """Tokens that the examples take: seldom all that they may. Four characters a token, and five for each turn."""
+    """Tokens that the examples take: seldom all that they may."""
+    from persona_lab.api import guessed_tokens
+
     if dataset is None:
         return config.token_budget
     exchanges = [conversation.messages[:2] for conversation in dataset.of("train")]
-    sizes = [sum(len(message.content) / 4 + 5 for message in pair) for pair in exchanges]
+    sizes = [sum(guessed_tokens(message) for message in pair) for pair in exchanges]
     return min(config.token_budget, round(config.count * sum(sizes) / max(len(sizes), 1)))
