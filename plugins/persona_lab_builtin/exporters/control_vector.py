@@ -9,7 +9,7 @@ from persona_lab_builtin.exporters.gguf import GGUFConfig, HoldsGGUF, architectu
 
 _USAGE = """# llama.cpp: 1.0 pulls as far as the variant is pulled, 0.5 half as far (older builds: {vector} 1.0)
 llama-cli -m {model} --control-vector-scaled {vector}:1.0 \\
-  -sysf system_prompt.txt --temp 0.7 --top-p 0.9 --repeat-penalty 1.15"""
+  {prompt}--temp 0.7 --top-p 0.9 --repeat-penalty 1.15"""
 
 
 class ControlVectorExporter(HoldsGGUF):
@@ -42,7 +42,8 @@ class ControlVectorExporter(HoldsGGUF):
         plain = variant.model_copy(update={"traits": {}, "steering": ""})
         path, notes = write_gguf_file(plain, persona, base, out, ctx)
         write_persona_files(out, variant, persona)
-        usage = _USAGE.format(model=path.name, vector=vector.name)
+        prompt = "-sysf system_prompt.txt " if variant.system else ""
+        usage = _USAGE.format(model=path.name, vector=vector.name, prompt=prompt)
         ctx.use(usage)
         notes = [*notes, note]
         write_model_card(
