@@ -151,6 +151,8 @@ _TOOLKIT = {
     "license_of": "persona_lab.export.toolkit",
     "merged_warning": "persona_lab.export.toolkit",
     "pull_problems": "persona_lab.export.pulls",
+    "control_vector_problems": "persona_lab.export.control_vector",
+    "write_control_vector": "persona_lab.export.control_vector",
     "write_whole_model": "persona_lab.export.merging",
     "whole_model_bytes": "persona_lab.export.merging",
     "write_gguf": "persona_lab.export.gguf_file",
@@ -490,6 +492,9 @@ class ExportContext(Reporter, Protocol):
     """The variant's newest evaluation; empty where there is none."""
     report: str
     """Id of that evaluation."""
+
+    def use(self, commands: str) -> None:
+        """How the result is used: commands that are shown with it, on the command line and in the page."""
 
 
 class Exporter(ABC):

@@ -299,7 +299,7 @@ def export(
     variant: str,
     out: OutOption,
     format: Annotated[
-        str, typer.Option("--format", help="adapter, merged, gguf, ollama, bundle, or a plugin's.")
+        str, typer.Option("--format", help="adapter, merged, gguf, control-vector, ollama, bundle, or a plugin's.")
     ] = "merged",
     set: SetOption = None,
     license: Annotated[
@@ -321,5 +321,7 @@ def export(
         print(f"Written to {out} ({run.result['bytes'] / 1e6:.1f} MB).")
         if run.result["check"]:
             print(run.result["check"]["verdict"])
+        if usage := run.result.get("usage"):
+            print(f"\nUse, in that folder:\n{usage}")
 
     show({"run": run.id, **run.result}, as_json, tell)

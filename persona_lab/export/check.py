@@ -1,7 +1,9 @@
 """The round trip: what was exported is loaded again, and must say what the variant says.
 
 Greedy replies and the mean log-likelihood of held-out replies, on 8 probes. A folder with a GGUF file is loaded in
-llama.cpp, where that is installed, else with transformers' own GGUF reader, and the result says which.
+llama.cpp, where that is installed, else with transformers' own GGUF reader, and the result says which. A control
+vector beside it is read back, compared with the variant's pull to the last bit, and then added: by llama.cpp's own
+program where there is one, else by its rule, in transformers.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any, Literal
 from persona_lab.api import Reporter
 from persona_lab.datasets.rendering import ChatRenderer
 from persona_lab.export import llama_cpp
+from persona_lab.export.control_vector import ENDING, added, control_vector_in, read_control_vector, require_same
 from persona_lab.inference.prompting import messages_for
 from persona_lab.types import BaseModelInfo, Conversation, Machine, Message, Persona, Sampling, Variant
 
@@ -46,6 +49,16 @@ class _Probe:
     prompt: tuple[int, ...]
     ids: tuple[int, ...]
     start: int
+
+
+@dataclass(frozen=True)
+class _Loading:
+    """With what an export is loaded. `context`: the most tokens of prompt and reply."""
+
+    variant: Variant
+    base: BaseModelInfo
+    machine: Machine
+    context: int
 
 
 def round_trip(
@@ -83,11 +96,17 @@ def round_trip(
     wanted, expected, _ = _ask_transformers(_variant_model(reference, base, exact), renderer, probes, _pull(variant))
     ctx.phase("Asking what was exported", None)
     agreed: int | None = None
-    if kind == "gguf" and llama_cpp.available():
-        loaded = llama_cpp.LlamaCpp(path, max(len(probe.ids) for probe in probes) + TOKENS + 16, machine.cores)
+    context = max(len(probe.ids) for probe in probes) + TOKENS + 16
+    vector = control_vector_in(folder) if kind == "gguf" else None
+    if vector is not None:
+        require_same(read_control_vector(vector), variant)
+        asked = _ask_program if llama_cpp.program() else _ask_by_rule
+        said, found, name, agreed = asked(path, vector, _Loading(variant, base, exact, context), renderer, probes, ctx)
+    elif kind == "gguf" and llama_cpp.available():
+        loaded = llama_cpp.LlamaCpp(path, context, machine.cores)
         name = loaded.name
         said, found = _ask_llama_cpp(loaded, renderer, probes, ctx)
-        agreed = sum(loaded.tokens(p.reply) == renderer.text_ids(p.reply) for p in probes)
+        agreed = _agreed(loaded, renderer, probes)
     else:
         said, found, name = _ask_transformers(_exported_model(kind, path, variant, base, exact), renderer, probes)
         if kind == "gguf":
@@ -100,7 +119,7 @@ def round_trip(
 
 def _artifact(folder: Path) -> tuple[str, Path]:
     for kind, pattern in (("gguf", "*.gguf"), ("adapter", "adapter_config.json"), ("model", "config.json")):
-        found = sorted(folder.rglob(pattern))
+        found = sorted(path for path in folder.rglob(pattern) if not path.name.endswith(ENDING))
         if found and (kind == "gguf" or list(found[0].parent.glob("*.safetensors"))):
             return kind, found[0] if kind == "gguf" else found[0].parent
     return "", folder
@@ -199,7 +218,7 @@ def _ask_transformers(
 
 
 def _ask_llama_cpp(
-    loaded: llama_cpp.LlamaCpp, renderer: ChatRenderer, probes: Sequence[_Probe], ctx: Reporter
+    loaded: llama_cpp.Asked, renderer: ChatRenderer, probes: Sequence[_Probe], ctx: Reporter
 ) -> tuple[list[str], list[float]]:
     said, found = [], []
     for number, probe in enumerate(probes, 1):
@@ -210,6 +229,67 @@ def _ask_llama_cpp(
         found.append(total / (len(probe.ids) - probe.start))
         ctx.step(number, len(probes))
     return said, found
+
+
+def _agreed(loaded: llama_cpp.Asked, renderer: ChatRenderer, probes: Sequence[_Probe]) -> int:
+    """Of how many replies llama.cpp makes the same tokens."""
+    return sum(loaded.tokens(probe.reply) == renderer.text_ids(probe.reply) for probe in probes)
+
+
+def _ask_program(
+    path: Path, vector: Path, how: _Loading, renderer: ChatRenderer, probes: Sequence[_Probe], ctx: Reporter
+) -> tuple[list[str], list[float], str, int | None]:
+    """(replies, log-likelihoods a token, what was used, same tokens) of model and vector, in llama.cpp's program."""
+    program = llama_cpp.program()
+    assert program is not None
+    with llama_cpp.WithControlVector(program, path, vector, how.context, how.machine.cores) as loaded:
+        said, found = _ask_llama_cpp(loaded, renderer, probes, ctx)
+        return said, found, f"{loaded.name}, the control vector added by it", _agreed(loaded, renderer, probes)
+
+
+def _ask_by_rule(
+    path: Path, vector: Path, how: _Loading, renderer: ChatRenderer, probes: Sequence[_Probe], ctx: Reporter
+) -> tuple[list[str], list[float], str, int | None]:
+    """The same without that program: the vector as it is in the file, added in transformers where llama.cpp adds it.
+
+    Transformers' own loops are asked, not ours, which are what it is compared with.
+    """
+    import torch
+    import transformers
+
+    agreed, loads = None, ""
+    if llama_cpp.available():  # which cannot add the vector, and can say whether the model is whole
+        loaded = llama_cpp.LlamaCpp(path, how.context, how.machine.cores)
+        agreed, loads = _agreed(loaded, renderer, probes), f"; {loaded.name} loads the model, and cannot add the vector"
+        del loaded
+    model = _exported_model("gguf", path, how.variant, how.base, how.machine)
+    said, found = [], []
+    with added(model, read_control_vector(vector).directions), torch.inference_mode():
+        for number, probe in enumerate(probes, 1):
+            prompt = torch.tensor([probe.prompt], device=model.device)
+            ids = model.generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=TOKENS,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                repetition_penalty=1.0,
+                eos_token_id=list(renderer.eos_ids) or None,
+                pad_token_id=0,  # of one row, which is never padded
+            )[0, len(probe.prompt) :].tolist()
+            ends = [place for place, token in enumerate(ids) if token in renderer.eos_ids]
+            said.append(renderer.decode(ids[: ends[0]] if ends else ids))
+            whole = torch.tensor([probe.ids], device=model.device)
+            told = model(input_ids=whole).logits[0].float().log_softmax(-1)
+            found.append(float(told[range(probe.start - 1, len(probe.ids) - 1), probe.ids[probe.start :]].mean()))
+            ctx.step(number, len(probes))
+    name = (
+        f"transformers {transformers.__version__}, the control vector added by llama.cpp's rule and not by llama.cpp "
+        f"itself (there is no llama-server on the PATH or in {llama_cpp.PROGRAM}{loads})"
+    )
+    return said, found, name, agreed
 
 
 def _compared(

@@ -29,6 +29,11 @@ class Context:
         self.dataset: dict[str, Any] = order.dataset
         self.metrics: tuple[Metric, ...] = order.metrics
         self.report = order.report
+        self.usage = ""
+
+    def use(self, commands: str) -> None:
+        """How the result is used."""
+        self.usage = commands.strip()
 
     def phase(self, title: str, total: int | None = None) -> None:
         """Begin a part of the work."""
@@ -47,8 +52,8 @@ def run(job: Job, reporter: Reporter, plugins: Any) -> dict[str, Any]:
     """Export `job.variants[0]` as `job.format` into the new or empty folder `job.out`.
 
     Returns:
-        {"variant", "format", "out", "files" (relative names), "bytes", "estimated_bytes", "warnings", "check"}: `check`
-        is what `round_trip` gives, or None.
+        {"variant", "format", "out", "files" (relative names), "bytes", "estimated_bytes", "warnings", "usage",
+        "check"}: `usage` is how to use it, as commands (may be empty), `check` what `round_trip` gives, or None.
 
     Raises:
         BadInput: nothing to export, the format cannot hold this variant, the licence is unknown, or the folder is not
@@ -67,6 +72,7 @@ def run(job: Job, reporter: Reporter, plugins: Any) -> dict[str, Any]:
     warnings += _warned(exporter.check_base(variant, base, settings), reporter)
     estimated = exporter.estimate_bytes(variant, base, settings)
     checked: dict[str, Any] | None = None
+    context = Context(reporter, settings, order)
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         _require_room(out.parent, estimated)
@@ -74,7 +80,7 @@ def run(job: Job, reporter: Reporter, plugins: Any) -> dict[str, Any]:
             shutil.rmtree(left, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.{job.id}."))
         try:
-            exporter.export(variant, job.persona, base, folder, Context(reporter, settings, order))
+            exporter.export(variant, job.persona, base, folder, context)
             if order.check:
                 checked = _checked(folder, job, base, reporter)
             reporter.phase("Writing checksums", None)
@@ -94,6 +100,7 @@ def run(job: Job, reporter: Reporter, plugins: Any) -> dict[str, Any]:
         "bytes": sum(path.stat().st_size for path in files),
         "estimated_bytes": estimated,
         "warnings": warnings,
+        "usage": context.usage,
         "check": checked,
     }
 

@@ -196,6 +196,8 @@ def _result(run: RunView, picture: RunPicture) -> str:
     if checked:
         tone, title = ("good", "It says what the variant says") if checked.get("good") else ("bad", "It differs")
         noted += problem_box(title, str(checked.get("verdict", "")), tone=tone)
+    if usage := run.result.get("usage"):
+        noted += f'<div class="pl-box"><strong>Use, in that folder</strong><pre>{esc(usage)}</pre></div>'
     more = [[esc(f"… and {len(files) - SHOWN_FILES} more")]] if len(files) > SHOWN_FILES else []
     listed = table(["File"], [*([esc(name)] for name in files[:SHOWN_FILES]), *more], plural(len(files), "file"))
     told = f"{esc(run.result.get('format', ''))} · {esc(size(run.result.get('bytes', 0)))}"

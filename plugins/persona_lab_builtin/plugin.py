@@ -105,11 +105,19 @@ def persona_lab_dataset_readers() -> Iterable[type[DatasetReader]]:
 
 @hookimpl
 def persona_lab_exporters() -> Iterable[type[Exporter]]:
-    """adapter, merged, gguf, ollama, bundle."""
+    """adapter, merged, gguf, control-vector, ollama, bundle."""
     from persona_lab_builtin.exporters.adapter import AdapterExporter
     from persona_lab_builtin.exporters.bundle import BundleExporter
+    from persona_lab_builtin.exporters.control_vector import ControlVectorExporter
     from persona_lab_builtin.exporters.gguf import GGUFExporter
     from persona_lab_builtin.exporters.merged import MergedExporter
     from persona_lab_builtin.exporters.ollama import OllamaExporter
 
-    return [AdapterExporter, MergedExporter, GGUFExporter, OllamaExporter, BundleExporter]
+    return [
+        AdapterExporter,
+        MergedExporter,
+        GGUFExporter,
+        ControlVectorExporter,
+        OllamaExporter,
+        BundleExporter,
+    ]

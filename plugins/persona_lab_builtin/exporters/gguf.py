@@ -71,6 +71,7 @@ class GGUFExporter(HoldsGGUF):
         path, notes = write_gguf_file(variant, persona, base, out, ctx)
         write_persona_files(out, variant, persona)
         usage = USAGE.format(file=path.name)
+        ctx.use(usage)
         write_model_card(
             out, variant, persona, base, "gguf", usage, notes, ctx.metrics, dataset=ctx.dataset, report=ctx.report
         )

@@ -63,6 +63,7 @@ class OllamaExporter(HoldsGGUF):
         _write(out, path.name, template, variant, persona, base, ctx.settings)
         write_persona_files(out, variant, persona)
         usage = _USAGE.format(name=slug(f"{persona.id}-{variant.name}", "character"))
+        ctx.use(usage)
         write_model_card(
             out, variant, persona, base, "gguf", usage, notes, ctx.metrics, dataset=ctx.dataset, report=ctx.report
         )
