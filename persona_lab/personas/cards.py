@@ -273,5 +273,3 @@ def card_to_png(card: Mapping[str, Any], avatar_png: bytes | None) -> bytes:
         for keyword, value in (("ccv3", card), ("chara", as_v2(card)))
     }
     return write_chunks(read_chunks(picture, "The avatar"), texts)
-
-

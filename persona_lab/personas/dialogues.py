@@ -1,4 +1,4 @@
-"""The example dialogues of a card (`mes_example`) as conversations: `<START>`, then turns of `{{user}}:` and `{{char}}:`."""
+"""A card's example dialogues (`mes_example`) as conversations: `<START>`, then turns of `{{user}}:` and `{{char}}:`."""
 
 from __future__ import annotations
 

@@ -8,11 +8,10 @@ position 4 with depth and role) is used too.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from persona_lab.personas.lorebook_keys import Patience, Search
 from persona_lab.types import Role
 
 DEFAULT_SCAN_DEPTH = 4

@@ -49,9 +49,7 @@ def _constant(persona: Persona, user: str) -> Lore:
     return constant_lore(book_of(persona.data), lambda text: substitute(text, persona, user))
 
 
-def lore_of(
-    persona: Persona, messages: Sequence[Message], user: str = "User", count: Count = rough_tokens
-) -> Lore:
+def lore_of(persona: Persona, messages: Sequence[Message], user: str = "User", count: Count = rough_tokens) -> Lore:
     """What the lorebook adds to this conversation.
 
     Args:

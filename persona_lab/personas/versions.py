@@ -136,5 +136,3 @@ def _read_all(stack: Path) -> Iterator[Version]:
             continue
         if version.avatar is None or (stack / version.avatar).is_file() or (stack.parent / version.avatar).is_file():
             yield version
-
-

@@ -55,7 +55,7 @@ def is_world_info(raw: Any) -> bool:
     if raw.get("spec") == "lorebook_v3" or raw.get("type") == "risu" or "lorebookVersion" in raw:
         return True
     entries = raw.get("entries")
-    if raw.get("spec") or not isinstance(entries, (dict, list)) or "description" in raw and "personality" in raw:
+    if raw.get("spec") or not isinstance(entries, (dict, list)) or ("description" in raw and "personality" in raw):
         return False
     found = list(entries.values()) if isinstance(entries, dict) else entries
     return all(isinstance(entry, dict) for entry in found)
