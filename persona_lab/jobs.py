@@ -466,13 +466,15 @@ class Supervisor:
         folder = self.home.run(run_id)
         (folder / "exit.json").unlink(missing_ok=True)  # of the attempt before
         self._exits.pop(run_id, None)
+        with self._wake:
+            attempts = self._pending.get(run_id, 0)
         if self._before_start is not None:
             self._before_start()
         try:
             with (folder / "log.txt").open("ab") as log:
                 self._process = subprocess.Popen(
                     # -P: the user's current folder must not be able to shadow our modules
-                    [sys.executable, "-P", "-m", "persona_lab.worker", str(folder)],
+                    [sys.executable, "-P", "-m", "persona_lab.worker", str(folder), str(attempts)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -494,6 +496,10 @@ class Supervisor:
         time.sleep(POLL_SECONDS)
         over = self._over(run_id)  # asked before reading events, so that the last ones are not missed
         self._forward(run_id)
+        if over and self._process is not None and self._process.returncode == EXIT_TAKEN:
+            # a page that was killed had just started a worker of its own, which had not spoken when this page looked
+            self._process = None
+            return
         if over:
             self._record_exit(run_id)
             self._process = None

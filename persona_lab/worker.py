@@ -1,4 +1,4 @@
-"""`python -m persona_lab.worker RUN_DIR`: does one run, and writes everything it has to say to its event log.
+"""`python -m persona_lab.worker RUN_DIR [ATTEMPTS]`: does one run, and writes what it has to say to its event log.
 
 A crash or out-of-memory here never takes the page down. Every way to fail is named in a terminal record. This is the
 process border, so catching broadly is meant here.
@@ -164,8 +164,13 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def main(folder: Path) -> int:
-    """Do the run in `folder`; gives the exit code. A second worker on the same run ends without touching it."""
+def main(folder: Path, attempts: int | None = None) -> int:
+    """Do the run in `folder`; gives the exit code. A second worker on the same run ends without touching it.
+
+    Args:
+        attempts: how many there were when this one was asked for. With more by now, another worker was started for the
+            same reason (a page that was killed meanwhile may have done it), and this one leaves the run to it.
+    """
     lock = FileLock(folder / ".worker.lock")
     try:
         lock.acquire(timeout=LOCK_SECONDS)
@@ -173,16 +178,19 @@ def main(folder: Path) -> int:
         print(f"Another worker is at work in {folder}.", file=sys.stderr)
         return EXIT_TAKEN
     try:
-        return _work(folder)
+        made = sum(isinstance(event, Started) for event in read_events(folder / "events.jsonl")[0])
+        if attempts is not None and made > attempts:
+            print(f"Another worker has been at work in {folder} meanwhile.", file=sys.stderr)
+            return EXIT_TAKEN
+        return _work(folder, made + 1)
     finally:
         lock.release()
 
 
-def _work(folder: Path) -> int:
+def _work(folder: Path, attempt: int) -> int:
     job = read_job(folder)
     signal.signal(signal.SIGTERM, _on_terminate)
     log = EventLog(folder / "events.jsonl")
-    attempt = sum(isinstance(event, Started) for event in read_events(folder / "events.jsonl")[0]) + 1
     process, source = psutil.Process(), oom_source()
     log.append(
         Started(
@@ -220,4 +228,4 @@ def _fail(log: EventLog, failed: Failed) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), *map(int, sys.argv[2:3])))

@@ -3,6 +3,7 @@ checksums, and renames it into place."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,12 +13,15 @@ from persona_lab.api import Reporter
 from persona_lab.datasets.store import load_dataset
 from persona_lab.errors import BadInput, DiskFull
 from persona_lab.export.check import round_trip
-from persona_lab.export.toolkit import append_check, license_of, with_stated_license, write_checksums
-from persona_lab.home import Home, disk_errors
+from persona_lab.export.toolkit import CHECKSUMS, append_check, license_of, with_stated_license, write_checksums
+from persona_lab.home import Home, disk_errors, write_atomic
 from persona_lab.models.machine import worker_machine
 from persona_lab.models.registry import ensure
 from persona_lab.settings import validate_settings
 from persona_lab.types import BaseModelInfo, Conversation, ExportOrder, Job, Metric, Problem
+
+MADE = "exported.json"
+"""In the run's folder: what the export is, written before it is put into its place."""
 
 
 class Context:
@@ -63,6 +67,8 @@ def run(job: Job, reporter: Reporter, plugins: Any) -> dict[str, Any]:
     if job.persona is None or len(job.variants) != 1:
         raise BadInput("There is nothing to export.", "Name one variant.")
     variant, home = job.variants[0], Home.resolve(job.home)
+    if (made := _made_before(home, job)) is not None:
+        return made
     exporter, order = plugins.get("exporter", job.format), job.export or ExportOrder()
     settings = validate_settings(exporter.Config, job.config, f"exporter {job.format!r}")
     warnings = _warned(exporter.check(variant), reporter)
@@ -84,25 +90,39 @@ def run(job: Job, reporter: Reporter, plugins: Any) -> dict[str, Any]:
             if order.check:
                 checked = _checked(folder, job, base, reporter)
             reporter.phase("Writing checksums", None)
-            write_checksums(folder)
+            sums = write_checksums(folder)
             _open_up(folder)
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            result = {
+                "variant": variant.id,
+                "format": job.format,
+                "out": str(out),
+                "files": [path.relative_to(folder).as_posix() for path in files],
+                "bytes": sum(path.stat().st_size for path in files),
+                "estimated_bytes": estimated,
+                "warnings": warnings,
+                "usage": context.usage,
+                "check": checked,
+            }
+            kept = {"sums": sums.read_text("utf-8"), "result": result}
+            write_atomic(home.run(job.id) / MADE, json.dumps(kept))
             free_folder(out)
             folder.replace(out)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-    files = sorted(path for path in out.rglob("*") if path.is_file())
-    return {
-        "variant": variant.id,
-        "format": job.format,
-        "out": str(out),
-        "files": [path.relative_to(out).as_posix() for path in files],
-        "bytes": sum(path.stat().st_size for path in files),
-        "estimated_bytes": estimated,
-        "warnings": warnings,
-        "usage": context.usage,
-        "check": checked,
-    }
+    return result
+
+
+def _made_before(home: Home, job: Job) -> dict[str, Any] | None:
+    """The result of an attempt of this run that was cut off after its export was in place; None: there was none."""
+    try:
+        kept = json.loads((home.run(job.id) / MADE).read_bytes())
+        result: dict[str, Any] = kept["result"]
+        there = (Path(result["out"]) / CHECKSUMS).read_text("utf-8")
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return result if there == kept["sums"] else None
 
 
 def _warned(problems: list[Problem], reporter: Reporter) -> list[str]:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from persona_lab import formats, home, jobs, processes
 from persona_lab.catalog import Catalog, newest_first, read_variant
 from persona_lab.checkup.looking import checkpoint_damage
 from persona_lab.errors import DiskFull
-from persona_lab.events import EventLog, Failed, Started
+from persona_lab.events import EventLog, Failed, Started, read_events
 from persona_lab.formats import Format, NewerFormat, upgrade, upgraded, written
 from persona_lab.home import Home, need_disk, write_atomic
 from persona_lab.jobs import EXIT_TAKEN, Supervisor, cheaper, read_job, view, worker_process
 from persona_lab.library import Library
+from persona_lab.processes import birth
 from persona_lab.training import checkpoints
 from persona_lab.training.checkpoints import CheckpointStore
 from persona_lab.types import DatasetSummary, Job, Variant
@@ -210,6 +212,46 @@ def test_one_run_has_one_worker(home: Home) -> None:
         second = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
     assert second.returncode == EXIT_TAKEN, second.stderr
     assert not (folder / "events.jsonl").exists()
+
+
+def test_a_worker_that_had_not_spoken_when_its_page_was_killed_is_the_only_one(home: Home, tiny_model: Path) -> None:
+    folder = make_job(home, "fetch-1", base=str(tiny_model))
+    write_atomic(folder / "job.json", read_job(folder).model_copy(update={"kind": "fetch"}).model_dump_json())
+    command = [sys.executable, "-P", "-m", "persona_lab.worker", str(folder), "0"]
+    ended = threading.Event()
+    # the page that was killed had started a worker, which comes to its end before this page's worker has its turn
+    supervisor = Supervisor(
+        home,
+        on_end=lambda run_id: ended.set(),
+        before_start=lambda: subprocess.run(command, check=True, capture_output=True),
+    )
+    try:
+        supervisor.adopt()
+        assert ended.wait(60)
+    finally:
+        supervisor.close()
+    kinds = [event.kind for event in read_events(folder / "events.jsonl")[0]]
+    assert kinds.count("started") == kinds.count("done") == 1
+    assert supervisor.view("fetch-1").status == "done"
+
+
+def test_a_page_whose_worker_gave_up_watches_the_one_at_work(home: Home) -> None:
+    folder = make_job(home)
+    supervisor, over = Supervisor(home, on_end=lambda run_id: over.append(run_id)), list[str]()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        process = psutil.Process(other.pid)
+        log = EventLog(folder / "events.jsonl")
+        log.append(Started(pid=other.pid, created=process.create_time(), birth=birth(process)))
+        log.close()
+        supervisor._current = folder.name
+        supervisor._process = subprocess.Popen([sys.executable, "-c", f"raise SystemExit({EXIT_TAKEN})"])
+        supervisor._process.wait()
+        for _ in range(3):
+            supervisor._watch()
+        assert (supervisor.busy(), over, view(folder).status) == (folder.name, [], "running")
+        other.communicate(b"\n")
+    supervisor._watch()
+    assert (supervisor.busy(), over, view(folder).status) == (None, [folder.name], "interrupted")
 
 
 def test_a_moved_home_finds_its_own_files(home: Home, tmp_path: Path) -> None:

@@ -272,6 +272,19 @@ def test_nothing_is_overwritten_and_a_failed_export_leaves_nothing(
     assert export(home, persona_factory(), chosen, "merged", out, reporter)["bytes"] > 0
 
 
+def test_an_export_that_was_in_place_when_its_worker_was_killed_is_done_by_resuming(
+    licensed: Path, persona_factory: Callable[..., Persona], home: Home, tmp_path: Path, reporter: Any
+) -> None:
+    chosen, out = variant(licensed, "weights", licensed), tmp_path / "out"
+    first = export(home, persona_factory(), chosen, "merged", out, reporter)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert export(home, persona_factory(), chosen, "merged", out, reporter) == first
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    (out / "SHA256SUMS").write_text("of something else\n", encoding="utf-8")
+    with pytest.raises(BadInput, match="is not empty"):
+        export(home, persona_factory(), chosen, "merged", out, reporter)
+
+
 def test_a_hostile_name_stays_text_in_the_model_card(
     licensed: Path, persona_factory: Callable[..., Persona], home: Home, tmp_path: Path
 ) -> None:
