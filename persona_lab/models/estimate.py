@@ -22,6 +22,7 @@ from persona_lab.models.work import (
     forward_operations,
     load_of,
     number_bytes,
+    plain_batches,
     shape_of,
     state_bytes,
     step_operations,
@@ -132,8 +133,8 @@ def estimate_forward(
     longer = [_behind(batch, more, shared) for batch in work.validation]
     read = sum(forward_operations(batch, shape) for batch in longer)
     # paths are compared on these conversations only, and before anything more stands in front of them
-    shortest = work.validation[:1] if not more else []
-    work = replace(work, checked=[c for b in shortest for c in (b, replace(b, width=b.width + b.prefix, prefix=0))])
+    checked = work.validation[0] if work.validation and not more else None
+    work = replace(work, checked=checked, plain=plain_batches(checked) if checked else [])
     parts = {
         "load": PREPARING_SECONDS + rates.full.load_seconds + (shape.parameters - rates.parameters) * 2e-9,
         "check": _check_seconds(work, shape, rates.forward_operation_seconds),
@@ -262,10 +263,10 @@ def _launched(kind: Kind) -> float:
 
 def _check_seconds(work: Load, shape: Shape, operation: float) -> float:
     """The comparison of the fast path with the plain one, which makes the logits of every token."""
-    if not work.checked:
+    if work.checked is None:
         return 0.0
-    plain = 2.0 * work.checked[-1].tokens * shape.vocabulary * shape.hidden
-    return operation * (sum(forward_operations(batch, shape) for batch in work.checked) + plain)
+    logits = 2.0 * sum(batch.tokens for batch in work.plain) * shape.vocabulary * shape.hidden
+    return operation * (sum(forward_operations(batch, shape) for batch in (work.checked, *work.plain)) + logits)
 
 
 def _checkpoints(evaluations: int, seconds: float, training: float) -> int:

@@ -29,8 +29,8 @@ UNKNOWN_TRAIN, UNKNOWN_VALIDATION, UNKNOWN_LENGTH = 240, 15, (110, 60)
 """Conversations, and tokens and supervised tokens of each: assumed where there is no dataset."""
 MOST_VALIDATION = 60
 """Conversations the validation loss is measured on at most, as in `training.context`."""
-CHECKED_EXAMPLES = 16
-"""Run plain and fast before the training, to see that both give one loss; as in `training.loss`."""
+CHECKED_EXAMPLES, PLAIN_BATCH = 16, 4
+"""Run plain (so many at a time) and fast before a training, to see that both give one loss; as in `training.paths`."""
 HEAD_CHUNK = 256
 ATTENTION_WEIGHT = 3.0
 """Scores and their softmax are bound by memory: an operation there costs as much as three in a matrix product."""
@@ -87,7 +87,10 @@ class Load:
     evaluations: int
     epochs: list[list[BatchShape]]
     validation: list[BatchShape]
-    checked: list[BatchShape]
+    checked: BatchShape | None
+    """What is run on the fast path before the training ..."""
+    plain: list[BatchShape]
+    """... and the plain one."""
     exact: bool
     """Lengths were counted with the base's own tokenizer."""
     longest_prompt: float = 0.0
@@ -166,7 +169,8 @@ def load_of(config: FitSettings, base: BaseModelInfo, dataset: Dataset | None, m
             _batch([validation[i] for i in batch], shared)
             for batch in sorted_batches([tokens for tokens, _ in validation], VALIDATION_BATCH)
         ],
-        checked=[_batch(shortest, shared), _batch(shortest, 0)] if shortest else [],
+        checked=_batch(shortest, shared) if shortest else None,
+        plain=[_batch(shortest[i : i + PLAIN_BATCH], 0) for i in range(0, len(shortest), PLAIN_BATCH)],
         exact=counts is not None and dataset is not None,
     )
 
@@ -227,6 +231,15 @@ def _batch(chosen: Sequence[tuple[int, int]], prefix: int) -> BatchShape:
     return BatchShape(len(chosen), max(tails, default=1), shared, sum(s for _, s in chosen), sum(tails))
 
 
+def plain_batches(batch: BatchShape) -> list[BatchShape]:
+    """The same conversations as the plain path takes them, taken to be equally long."""
+    sizes = [min(PLAIN_BATCH, batch.rows - start) for start in range(0, batch.rows, PLAIN_BATCH)]
+    each = (batch.tails or batch.rows * batch.width) / max(batch.rows, 1) + batch.prefix
+    supervised = batch.supervised / max(batch.rows, 1)
+    width = batch.width + batch.prefix
+    return [BatchShape(rows, width, 0, round(rows * supervised), round(rows * each)) for rows in sizes]
+
+
 # --- operations and bytes -------------------------------------------------------------------------
 
 
@@ -274,10 +287,8 @@ def activation_bytes(batch: BatchShape, shape: Shape, kind: Kind, width: int) ->
 
 def check_bytes(work: Load, shape: Shape, width: int) -> float:
     """Of the comparison of the fast path with the plain one: all logits, and those of what is predicted in fp32."""
-    if not work.checked:
-        return 0.0
-    plain = work.checked[-1]
-    return (plain.tokens * width + plain.supervised * (8.0 + width)) * shape.vocabulary
+    sizes = (batch.tokens * width + batch.supervised * (8.0 + width) for batch in work.plain)
+    return max(sizes, default=0.0) * shape.vocabulary
 
 
 def forward_bytes(batch: BatchShape, shape: Shape, width: int) -> float:
