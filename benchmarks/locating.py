@@ -5,11 +5,12 @@
 
 Each persona and seed: LoRA for one epoch; the layers ranked by each criterion; then, from the same merged weights,
 full training of a quarter of the layers (or of as many last layers as the criterion says) at each rate. Beside them
-LoRA and full fine-tuning at their defaults. Measured on held-out lines: specificity and bits per byte against the
-untouched base, what was forgotten on plain text, and the processor's seconds of every part, by which other programs on
-the machine count less than by the clock's. The first seed of a persona tries every rate; the others take, for each
-criterion, the one with the lower validation loss there. Results are written after each persona and seed, and what is
-there already is not done again.
+LoRA and full fine-tuning at their defaults, and a LoRA for as many epochs as the quickest of the hybrids had time for
+(of each criterion at the rate that the validation loss would choose). Measured on held-out lines: specificity and bits
+per byte against the untouched base, what was forgotten on plain text, and the processor's seconds of every part, by
+which other programs on the machine count less than by the clock's. The first seed of a persona tries every rate; the
+others take, for each criterion, the one with the lower validation loss there. Results are written after each persona
+and seed, and what is there already is not done again.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ QUARTER = 8 / 30
 RANKED_ON = 12
 """Validation conversations that the ablations are measured on."""
 RATES = (1e-4, 3e-4)
+AS_LONG = "lora, as long as a hybrid"
 PLAIN = (
     "The committee will meet on Thursday to review the budget for the coming year; members are asked to bring copies.",
     "Water boils at a lower temperature at high altitude because the pressure of the air above it is lower there.",
@@ -181,7 +183,28 @@ def one(ctx: Context, rates: Mapping[str, Sequence[float]]) -> list[dict[str, An
             merged.requires_grad_(False)
             row(f"{name}, {rate:g}", merged, timing, chosen=chosen, located=located, criterion=name, rate=rate)
     rows[2] |= {"ablation": rises, "sensitivity": fisher}
+    del merged, kept
+    epochs = epochs_in(_quickest(rows), rows[0]["seconds"] / 2)
+    torch.manual_seed(seed)
+    longer = attach_lora(ctx.load_base(), rank=16, alpha=32)
+    timing = fit(ctx, longer, "lora-long", learning_rate=5e-4, epochs=epochs)
+    row(AS_LONG, longer, timing, epochs=epochs)
     return rows
+
+
+def _quickest(rows: Sequence[dict[str, Any]]) -> float:
+    """Seconds of the quickest hybrid, of those at each criterion's best rate here."""
+    best: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        name = row.get("criterion")
+        if name and (name not in best or row["validation"] < best[name]["validation"]):
+            best[name] = row
+    return min((row["seconds"] for row in best.values()), default=0.0)
+
+
+def epochs_in(seconds: float, epoch: float) -> float:
+    """How many epochs of so many seconds there is time for, in quarters, and at least one."""
+    return max(1.0, round(4 * seconds / max(epoch, 1e-9)) / 4)
 
 
 def _top(values: list[tuple[int, float]], count: int) -> list[int]:
