@@ -9,6 +9,11 @@ the home and of the system's folder. Growth is the slope of a straight line (The
 runs, times their number, so that what is loaded once does not count. Variants are deleted as they come, as by a user
 who tries things. What there is is written every ten runs, and when it is stopped. `--work`: where the home is made, in
 a folder of its own that is gone afterwards.
+
+    python benchmarks/soak.py --fresh 1 250 500
+
+How much of a growth is only that there is more to list: what a fresh process holds once it has listed a home of so many
+runs ten times (copies of one training).
 """
 
 from __future__ import annotations
@@ -16,11 +21,14 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +52,16 @@ MEASURES = {
 }
 TRAINING = {"epochs": 1, "rank": 2, "samples": 0}
 KEEP_EVERY = 10
+LISTING = """
+import gc, sys, psutil
+from pathlib import Path
+from persona_lab.engine import Engine
+with Engine.open(Path(sys.argv[1])) as engine:
+    for _ in range(10):
+        engine.runs(), engine.variants(), engine.personas()
+    gc.collect()
+    print(len(engine.runs()), psutil.Process().memory_info().rss / 2**20)
+"""
 
 
 def prepared(home: Path, folder: Path) -> None:
@@ -126,6 +144,28 @@ def one_run(engine: Engine, kind: str, number: int, kept: str, tiny: str, export
     engine.runs(), engine.variants(), engine.personas(), engine.events(run_id)
 
 
+def fresh(counts: Sequence[int], work: Path) -> str:
+    """Resident memory of a fresh process that has listed a home of so many runs, as Markdown."""
+    tiny, first = str(make_tiny_model(work / "tiny", "llama")), work / "first"
+    prepared(first, work)
+    with Engine.open(first) as engine:
+        run = engine.wait(engine.train("tam", "lora", base=tiny, settings=TRAINING)).id
+    lines = ["| runs in the home | a fresh process that lists them, MB |", "|--:|--:|"]
+    for count in counts:
+        home = work / f"home-{count}"
+        for number in range(count):
+            copy = home / "runs" / f"{run}{number}"
+            shutil.copytree(first / "runs" / run, copy, ignore=shutil.ignore_patterns("checkpoints", "artifact"))
+            job = (copy / "job.json").read_text("utf-8").replace(run, copy.name)
+            (copy / "job.json").write_text(job, encoding="utf-8")
+        told = subprocess.run(
+            [sys.executable, "-c", LISTING, str(home)], capture_output=True, text=True, check=True
+        ).stdout.split()
+        assert int(told[0]) == count, told
+        lines.append(f"| {count} | {float(told[1]):.1f} |")
+    return "\n".join(lines) + "\n"
+
+
 def keep(given: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """Write the rows so far, and the page."""
     found = {
@@ -196,9 +236,16 @@ def main() -> None:
         "--minutes", type=float, default=600.0, help="stop after so long; the page says how many it were"
     )
     parser.add_argument("--kinds", nargs="+", default=["train", "eval", "export"], choices=["train", "eval", "export"])
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--fresh", type=int, nargs="+", help="only measure what a fresh process needs for so many runs")
+    parser.add_argument("--out", type=Path, help="folder for soak.json and soak.md")
     parser.add_argument("--work", type=Path, help="where to make a folder for the home; default: the temporary files")
     given = parser.parse_args()
+    if given.fresh:
+        with fresh_folder("persona-lab-soak-", given.work) as work:
+            sys.stdout.write(fresh(given.fresh, work))
+        return
+    if given.out is None:
+        parser.error("--out is needed: the folder for soak.json and soak.md.")
     given.out.mkdir(parents=True, exist_ok=True)
     with fresh_folder("persona-lab-soak-", given.work) as work:
         soak(given, work)
