@@ -10,6 +10,9 @@ token of a small model costs as much in launching them as in arithmetic.
 
 Weights are packed once into the blocks that oneDNN multiplies, which plain bf16 layers do again in every call, or
 rounded to int8 with one scale an output.
+
+oneDNN makes a program for every shape that it multiplies in bf16, and keeps a thousand of them, of about a megabyte
+each. Prompts have all lengths; so their rows are rounded up to one of a few numbers (`even_rows`).
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -30,6 +34,9 @@ INT8_ROWS = 8
 """The int8 product is slower than the bf16 one for more rows; then the weights are multiplied as bf16."""
 PACKED_ROWS = 64
 """Of more rows (a prompt) adapters are multiplied as they are."""
+ROUNDED = ((8, 1), (64, 8), (256, 16), (512, 32))
+"""(most rows, multiple that they are rounded up to); of more rows: to LARGE."""
+LARGE = 64
 PACK_BYTES = 1 << 30
 """Packed weights are a second copy; a larger model's are left as they are."""
 
@@ -39,6 +46,29 @@ Multiply = Callable[[torch.Tensor], torch.Tensor]
 
 class NotMixable(Exception):
     """An adapter or a module that only peft's own forward can handle; the text says which."""
+
+
+def even_rows(rows: int) -> int:
+    """How many rows are multiplied where there are so many: at most a seventh more, but for the fewest."""
+    multiple = next((multiple for most, multiple in ROUNDED if rows <= most), LARGE)
+    return -(-rows // multiple) * multiple
+
+
+def _padded(x: torch.Tensor) -> torch.Tensor:
+    """[..., in] as [even rows, in]: zeros behind, unless it is even as it is."""
+    flat = x.reshape(-1, x.shape[-1])
+    rows = even_rows(len(flat))
+    return flat if rows == len(flat) else functional.pad(flat, (0, 0, 0, rows - len(flat)))
+
+
+def _unpadded(out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """What of a product [even rows, out] is of `x` [..., in]: [..., out]."""
+    return out[: x.shape[:-1].numel()].view(*x.shape[:-1], out.shape[-1])
+
+
+def evenly(multiply: Multiply) -> Multiply:
+    """`multiply`, which only meets even numbers of rows."""
+    return lambda x: _unpadded(multiply(_padded(x)), x)
 
 
 class PackedWeights:
@@ -97,6 +127,10 @@ def worth_packing(model: torch.nn.Module) -> bool:
     return 0 < size <= PACK_BYTES
 
 
+def _on_cpu(module: torch.nn.Linear) -> bool:
+    return module.weight.device.type == "cpu"
+
+
 def _reordered(weight: torch.Tensor) -> Any:
     """A bf16 matrix [out, in] in oneDNN's own order; None where there is no such thing."""
     usable = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
@@ -114,7 +148,7 @@ def _blocks(module: torch.nn.Linear) -> Multiply | None:
     if packed is None:
         return None
     multiply, bias = torch.ops.mkldnn._linear_pointwise, module.bias
-    return lambda x: multiply(x, packed, bias, "none", [], "")
+    return evenly(lambda x: multiply(x, packed, bias, "none", [], ""))
 
 
 def _int8(module: torch.nn.Linear) -> Multiply:
@@ -129,7 +163,7 @@ def _int8(module: torch.nn.Linear) -> Multiply:
         if flat.shape[0] <= INT8_ROWS and x.dtype == torch.bfloat16:
             out = torch._weight_int8pack_mm(flat.contiguous(), rounded, scale)
         else:
-            out = functional.linear(flat, rounded.to(x.dtype)) * scale
+            out = _unpadded(functional.linear(_padded(flat), rounded.to(x.dtype)), flat) * scale
         return (out if bias is None else out + bias).view(*x.shape[:-1], size)
 
     return multiply
@@ -248,6 +282,8 @@ def _replacements(
             found.append((module, _with_lora(module, packed, rows, compute)))
         elif packed is not None and (multiply := packed.multiply(module)) is not None:
             found.append((module, multiply))
+        elif type(module) is torch.nn.Linear and module.weight.dtype == torch.bfloat16 and _on_cpu(module):
+            found.append((module, evenly(partial(functional.linear, weight=module.weight, bias=module.bias))))
     return found
 
 
@@ -310,14 +346,15 @@ def _with_update(
     widening = _reordered(up.T)
 
     def multiply(x: torch.Tensor) -> torch.Tensor:
-        out = plain(x)
-        flat = x.reshape(-1, x.shape[-1])
-        if narrowing is None or widening is None or flat.shape[0] > PACKED_ROWS:
-            out.view(-1, out.shape[-1]).addmm_(_masked(torch.mm(flat, down), layout), up)
-            return out
+        flat = _padded(x)
+        out, rows_of_x = plain(flat), x.shape[:-1].numel()
+        if narrowing is None or widening is None or len(flat) > PACKED_ROWS:
+            out.addmm_(_masked(torch.mm(flat, down), layout, rows_of_x), up)
+            return _unpadded(out, x)
         narrow = torch.ops.mkldnn._linear_pointwise(flat, narrowing, None, "none", [], "")
-        wide = torch.ops.mkldnn._linear_pointwise(_masked(narrow, layout), widening, None, "none", [], "")
-        return out.add_(wide.view(out.shape))
+        narrow = _masked(narrow, layout, rows_of_x)
+        out.add_(torch.ops.mkldnn._linear_pointwise(narrow, widening, None, "none", [], ""))
+        return _unpadded(out, x)
 
     return multiply
 
@@ -333,14 +370,14 @@ def _diagonal(parts: Sequence[tuple[Any, Any, Any]], sizes: Sequence[int], dtype
     return whole
 
 
-def _masked(narrow: torch.Tensor, layout: Any) -> torch.Tensor:
-    """Zero where a rank belongs to another row's adapter: [rows * tokens, ranks]."""
+def _masked(narrow: torch.Tensor, layout: Any, rows: int) -> torch.Tensor:
+    """Zero where a rank belongs to another row's adapter: [rows * tokens, ranks], and the padding behind as it is."""
     mask = layout.mask
     if mask is None:
         return narrow
-    if len(narrow) == len(mask):
-        return narrow.mul_(mask)
-    return (narrow.view(len(mask), -1, mask.shape[1]) * mask[:, None]).view(-1, mask.shape[1])
+    mine = narrow[:rows].view(len(mask), -1, mask.shape[1])
+    mine.mul_(mask[:, None])
+    return narrow
 
 
 def _with_lora(module: Any, packed: PackedWeights | None, rows: RowAdapters, compute: torch.dtype) -> Multiply:

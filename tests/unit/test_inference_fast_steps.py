@@ -9,12 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 from persona_lab.datasets.rendering import ChatRenderer
 from persona_lab.errors import BadInput
 from persona_lab.home import Home
 from persona_lab.inference.decoding import DecodingMemory, generate
-from persona_lab.inference.fast_linear import BASE, PackedWeights, RowAdapters, fast_linears, worth_packing
+from persona_lab.inference.fast_linear import (
+    BASE,
+    PackedWeights,
+    RowAdapters,
+    even_rows,
+    evenly,
+    fast_linears,
+    worth_packing,
+)
 from persona_lab.inference.kv_cache import PrefixCache
 from persona_lab.inference.loading import load_model
 from persona_lab.inference.steps import FastSteps, PlainSteps, Prompt, open_steps
@@ -363,3 +372,21 @@ def test_weights_are_packed_once_and_again_when_they_change(
     for expected in (4, 5):  # of weights that are being trained nothing is kept
         generate(model, renderer, PROMPTS[:1], long)
         assert len(made) == expected
+
+
+def test_prompts_of_all_lengths_are_multiplied_in_few_shapes() -> None:
+    met: set[int] = set()
+    weight = torch.randn(6, 4)
+
+    def multiply(x: torch.Tensor) -> torch.Tensor:
+        met.add(x.shape[0])
+        return functional.linear(x, weight)
+
+    for rows in range(1, 601):
+        x = torch.randn(rows, 4)
+        torch.testing.assert_close(evenly(multiply)(x), functional.linear(x, weight))
+        assert rows <= even_rows(rows) <= max(8, rows + 7, rows * 8 / 7 + 1)
+    assert met == {even_rows(rows) for rows in range(1, 601)}
+    assert len(met) < 40
+    batch = torch.randn(3, 5, 4)
+    torch.testing.assert_close(evenly(multiply)(batch), functional.linear(batch, weight))
