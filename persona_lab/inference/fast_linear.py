@@ -49,7 +49,7 @@ class NotMixable(Exception):
 
 
 def even_rows(rows: int) -> int:
-    """How many rows are multiplied where there are so many: at most a seventh more, but for the fewest."""
+    """How many rows are multiplied where there are so many: at most a quarter more, but for the fewest."""
     multiple = next((multiple for most, multiple in ROUNDED if rows <= most), LARGE)
     return -(-rows // multiple) * multiple
 
