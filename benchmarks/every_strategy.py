@@ -32,6 +32,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "prompt": {"count": 4},
     "hybrid": SHORT | {"lora_epochs": 0.15, "map_conversations": 4},
     "foundation": SHORT | {"corpus_epochs": 1.0},
+    "continue": SHORT | {"replay": 1.0},
+    "steer": {"traits": "grumpy=60"},
 }
 STEPS_BEFORE_KILL = 3
 CORPUS_CHARACTERS = 12_000
@@ -127,7 +129,7 @@ def _train(engine: Engine, persona: str, strategy: str, home: Path, row: dict[st
     settings = dict(SETTINGS.get(strategy, SHORT))
     if strategy == "continue":
         known = [v for v in engine.variants(persona) if v.strategy == "lora"]
-        settings |= {"variant": known[0].id if known else "", "replay": 0.25}
+        settings["variant"] = known[0].id if known else ""
     if strategy == "foundation":
         settings["corpus"] = str(_corpus(engine, persona, home))
     started = time.perf_counter()
@@ -158,8 +160,9 @@ def _kill(engine: Engine, run: str) -> int | None:
     while (view := engine.run(run)).status in ("queued", "running"):
         events, _ = engine.events(run)
         reached = [event.step for event in events if event.kind == "step"]
-        if len(reached) >= STEPS_BEFORE_KILL or (view.strategy == "prompt" and view.phase):
-            os.kill([event.pid for event in events if event.kind == "started"][-1], signal.SIGKILL)
+        workers = [event.pid for event in events if event.kind == "started"]
+        if workers and (len(reached) >= STEPS_BEFORE_KILL or view.strategy == "prompt"):
+            os.kill(workers[-1], signal.SIGKILL)
             return reached[-1] if reached else 0
         time.sleep(0.05)
     return None
@@ -185,10 +188,12 @@ def _corpus(engine: Engine, persona: str, home: Path) -> Path:
 
 
 def _export(engine: Engine, variant: Variant, row: dict[str, Any]) -> None:
-    if variant.kind == "prompt":
+    if variant.kind == "prompt" and not variant.traits:
         row["exported"] = "nothing to export: it has no weights of its own"
         return
-    format = "adapter" if variant.kind == "adapter" else "merged"
+    # an adapter that goes with weights of this home is of no use elsewhere
+    alone = variant.kind == "adapter" and variant.base == "starter"
+    format = "adapter" if alone else "merged"
     out = engine.home.root / "exports" / variant.id
     shutil.rmtree(out, ignore_errors=True)
     ended = engine.wait(engine.export(variant.id, format, out))

@@ -1,9 +1,11 @@
 """Many guests chatting at once with a shared page while the owner's training goes on.
 
-    python benchmarks/guests.py [--guests 50] [--minutes 5] [--base starter] [--out FILE]
+    python benchmarks/guests.py [--guests 50] [--minutes 5] [--warm 0] [--base starter] [--out FILE]
 
 Each guest says something, reads the reply to its end, thinks for a few seconds and goes on; what a guest is told is
 counted. The clock starts when the training makes steps and one reply was written: what is loaded once is loaded then.
+The chat worker keeps keys and values of earlier turns, 256 MB at most; `--warm` minutes before the clock starts let the
+guests fill that first. With the starter two are enough; a tiny random model, whose turns are small, takes longer.
 
 It claims three things, and ends with 1 where one of them does not hold (or was not measured):
 - no guest was told of an error: replies, "busy, position N", and the end of a conversation of many turns are none;
@@ -151,8 +153,9 @@ async def _read(reply: httpx.Response, crowd: Crowd, seed: int) -> None:
 # --- what is seen meanwhile -----------------------------------------------------------------------
 
 
-async def watch(page: psutil.Process, steps: Steps, until: float, crowd: Crowd) -> None:
+async def watch(page: psutil.Process, steps: Steps, begin: float, until: float, crowd: Crowd) -> None:
     """Memory every second, steps of the training every WINDOW_SECONDS (the last window may be cut off: left out)."""
+    await asyncio.sleep(max(0.0, begin - time.monotonic()))
     steps.new()
     window = time.monotonic() + WINDOW_SECONDS
     while (moment := time.monotonic()) < until + SAMPLE_SECONDS:
@@ -198,10 +201,11 @@ def claims(found: dict[str, Any]) -> dict[str, bool]:
 # --- the run --------------------------------------------------------------------------------------
 
 
-def measure(guests: int, minutes: float, folder: Path, base: str = "") -> dict[str, Any]:
+def measure(guests: int, minutes: float, folder: Path, base: str = "", warm: float = 0.0) -> dict[str, Any]:
     """The crowd on a page of its own.
 
     Args:
+        warm: minutes that the guests talk before memory and steps are looked at.
         base: a base model that is ready in the default home; empty: a tiny random one.
     """
     home = Home.resolve(folder / "home")
@@ -218,7 +222,7 @@ def measure(guests: int, minutes: float, folder: Path, base: str = "") -> dict[s
     try:
         page.start()
         _first_step(home, runs)
-        asyncio.run(_play(page, guest_link(page, guests), Steps(home, runs), guests, minutes, crowd))
+        asyncio.run(_play(page, guest_link(page, guests), Steps(home, runs), guests, minutes, crowd, warm))
     finally:
         if page.process is not None and page.process.poll() is None:
             page.stop()
@@ -227,6 +231,7 @@ def measure(guests: int, minutes: float, folder: Path, base: str = "") -> dict[s
     found = {
         "guests": guests,
         "minutes": minutes,
+        "warm_minutes": warm,
         "base": base or "a tiny random model",
         "told": dict(crowd.told),
         "errors": dict(crowd.errors),
@@ -253,15 +258,18 @@ def guest_link(page: SharedPage, guests: int) -> str:
     return str(page.share("create", "--persona", "tam", *both, *options)["path"])
 
 
-async def _play(page: SharedPage, link: str, steps: Steps, guests: int, minutes: float, crowd: Crowd) -> None:
+async def _play(
+    page: SharedPage, link: str, steps: Steps, guests: int, minutes: float, crowd: Crowd, warm: float
+) -> None:
     first = Crowd()
     await guest(page.url, link, time.monotonic() + THINKING[1] + 1, first, -1)  # loads what is loaded once
     if first.errors or not first.answered:
         raise SystemExit(f"The first guest was not answered: {dict(first.errors)}")
     assert page.process is not None
-    until = time.monotonic() + 60 * minutes
+    begin = time.monotonic() + 60 * warm
+    until = begin + 60 * minutes
     people = [guest(page.url, link, until, crowd, seed) for seed in range(guests)]
-    await asyncio.gather(watch(psutil.Process(page.process.pid), steps, until, crowd), *people)
+    await asyncio.gather(watch(psutil.Process(page.process.pid), steps, begin, until, crowd), *people)
 
 
 def _first_step(home: Home, runs: list[str]) -> None:
@@ -292,12 +300,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--guests", type=int, default=50)
     parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--warm", type=float, default=0, help="minutes that the guests talk before the clock starts")
     parser.add_argument("--base", default="", help="starter, or nothing for a tiny random model")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     load = [round(value, 1) for value in os.getloadavg()]
     with fresh_folder("persona-lab-guests-") as folder:
-        found = measure(options.guests, options.minutes, folder, options.base)
+        found = measure(options.guests, options.minutes, folder, options.base, options.warm)
     head = {"command": command(), "date": datetime.now(UTC).date().isoformat(), "load": load, "machine": machine()}
     text = json.dumps(head | found, indent=1) + "\n"
     if options.out:
