@@ -261,7 +261,8 @@ def forged_secrets(target: Target, outcome: Outcome) -> None:
             made_up = os.urandom(24).hex()
             outcome.count(client.get("/config", headers={"cookie": f"{name}={made_up}"}), "cookie")
             outcome.count(client.get(f"/login?ticket={made_up}"), "ticket")
-            outcome.count(client.get(f"{target.link[:-3]}{made_up[:3]}"), "link")
+            if made_up[:2] != target.link[-3:-1]:  # else it may be the very link: the last letter has bits to spare
+                outcome.count(client.get(f"{target.link[:-3]}{made_up[:3]}"), "link")
 
 
 def control_tokens(target: Target, outcome: Outcome) -> None:
