@@ -34,7 +34,9 @@ INT8_ROWS = 8
 """The int8 product is slower than the bf16 one for more rows; then the weights are multiplied as bf16."""
 PACKED_ROWS = 64
 """Of more rows (a prompt) adapters are multiplied as they are."""
-ROUNDED = ((8, 1), (64, 8), (256, 16), (512, 32))
+FEW = 8
+"""Rows, as of one token for each reply, that are multiplied as they are."""
+ROUNDED = ((FEW, 1), (64, 8), (256, 16), (512, 32))
 """(most rows, multiple that they are rounded up to); of more rows: to LARGE."""
 LARGE = 64
 PACK_BYTES = 1 << 30
@@ -68,7 +70,12 @@ def _unpadded(out: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 def evenly(multiply: Multiply) -> Multiply:
     """`multiply`, which only meets even numbers of rows."""
-    return lambda x: _unpadded(multiply(_padded(x)), x)
+    return lambda x: multiply(x) if _few(x) else _unpadded(multiply(_padded(x)), x)
+
+
+def _few(x: torch.Tensor) -> bool:
+    """[rows, in] of few rows: the common case, in which the time to look is a share of the time to multiply."""
+    return x.dim() == 2 and x.shape[0] <= FEW
 
 
 class PackedWeights:
@@ -346,15 +353,16 @@ def _with_update(
     widening = _reordered(up.T)
 
     def multiply(x: torch.Tensor) -> torch.Tensor:
-        flat = _padded(x)
+        few = _few(x)
+        flat = x if few else _padded(x)
         out, rows_of_x = plain(flat), x.shape[:-1].numel()
-        if narrowing is None or widening is None or len(flat) > PACKED_ROWS:
+        if narrowing is None or widening is None or flat.shape[0] > PACKED_ROWS:
             out.addmm_(_masked(torch.mm(flat, down), layout, rows_of_x), up)
-            return _unpadded(out, x)
-        narrow = torch.ops.mkldnn._linear_pointwise(flat, narrowing, None, "none", [], "")
-        narrow = _masked(narrow, layout, rows_of_x)
-        out.add_(torch.ops.mkldnn._linear_pointwise(narrow, widening, None, "none", [], ""))
-        return _unpadded(out, x)
+        else:
+            narrow = torch.ops.mkldnn._linear_pointwise(flat, narrowing, None, "none", [], "")
+            narrow = _masked(narrow, layout, rows_of_x)
+            out.add_(torch.ops.mkldnn._linear_pointwise(narrow, widening, None, "none", [], ""))
+        return out if few else _unpadded(out, x)
 
     return multiply
 
@@ -375,6 +383,8 @@ def _masked(narrow: torch.Tensor, layout: Any, rows: int) -> torch.Tensor:
     mask = layout.mask
     if mask is None:
         return narrow
+    if len(narrow) == len(mask):
+        return narrow.mul_(mask)
     mine = narrow[:rows].view(len(mask), -1, mask.shape[1])
     mine.mul_(mask[:, None])
     return narrow
