@@ -104,7 +104,7 @@ def run(job: Job, reporter: Reporter, plugins: Any) -> dict[str, Any]:
                 "usage": context.usage,
                 "check": checked,
             }
-            kept = {"sums": sums.read_text("utf-8"), "result": result}
+            kept = {"sums": sums.read_text("utf-8"), "asked": _asked(job), "result": result}
             write_atomic(home.run(job.id) / MADE, json.dumps(kept))
             free_folder(out)
             folder.replace(out)
@@ -122,7 +122,13 @@ def _made_before(home: Home, job: Job) -> dict[str, Any] | None:
         there = (Path(result["out"]) / CHECKSUMS).read_text("utf-8")
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return result if there == kept["sums"] else None
+    return result if there == kept["sums"] and kept.get("asked") == _asked(job) else None
+
+
+def _asked(job: Job) -> Any:
+    """What the run was to make, as JSON gives it back."""
+    asked: Any = json.loads(job.model_dump_json(include={"variants", "format", "out", "config", "export"}))
+    return asked
 
 
 def _warned(problems: list[Problem], reporter: Reporter) -> list[str]:
