@@ -5,7 +5,8 @@
 Each guest says something, reads the reply to its end, thinks for a few seconds and goes on; what a guest is told is
 counted. The clock starts when the training makes steps and one reply was written: what is loaded once is loaded then.
 The chat worker keeps keys and values of earlier turns, 256 MB at most; `--warm` minutes before the clock starts let the
-guests fill that first. With the starter two are enough; a tiny random model, whose turns are small, takes longer.
+guests fill that first: with the starter and fifty guests on two cores six are enough and two are not. A tiny random
+model, whose turns are small, takes longer.
 
 It claims three things, and ends with 1 where one of them does not hold (or was not measured):
 - no guest was told of an error: replies, "busy, position N", and the end of a conversation of many turns are none;

@@ -467,7 +467,7 @@ class Supervisor:
         (folder / "exit.json").unlink(missing_ok=True)  # of the attempt before
         self._exits.pop(run_id, None)
         with self._wake:
-            attempts = self._pending.get(run_id, 0)
+            attempts = self._pending[run_id]
         if self._before_start is not None:
             self._before_start()
         try:

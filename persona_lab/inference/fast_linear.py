@@ -11,8 +11,8 @@ token of a small model costs as much in launching them as in arithmetic.
 Weights are packed once into the blocks that oneDNN multiplies, which plain bf16 layers do again in every call, or
 rounded to int8 with one scale an output.
 
-oneDNN makes a program for every shape that it multiplies in bf16, and keeps a thousand of them, of about a megabyte
-each. Prompts have all lengths; so their rows are rounded up to one of a few numbers (`even_rows`).
+oneDNN makes a program for every shape that it multiplies in bf16, and keeps a thousand of them. Prompts have all
+lengths; so their rows are rounded up to one of a few numbers (`even_rows`), or memory grows with each new length.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class PackedWeights:
 
     def multiply(self, module: torch.nn.Module) -> Multiply | None:
         """How to multiply by the module's weight; None: by its own forward."""
-        if type(module) is not torch.nn.Linear or module.weight.device.type != "cpu":
+        if type(module) is not torch.nn.Linear or not _on_cpu(module):
             return None
         if module not in self._packed:
             made = _int8(module) if self.weights == "int8" else _blocks(module)
@@ -106,7 +106,7 @@ class PackedWeights:
 
     def multiply_joint(self, modules: Sequence[torch.nn.Module]) -> Multiply | None:
         """How to multiply by the weights of several layers at once, their outputs behind each other; None: not here."""
-        plain = all(type(m) is torch.nn.Linear and m.weight.device.type == "cpu" for m in modules)
+        plain = all(type(m) is torch.nn.Linear and _on_cpu(m) for m in modules)
         biases = [m.bias is not None for m in modules] if plain else [True, False]
         if self.weights != "native" or any(biases) != all(biases):
             return None
@@ -130,7 +130,7 @@ def worth_packing(model: torch.nn.Module) -> bool:
     size = 0
     for module in model.modules():
         if type(module) is torch.nn.Linear and module.weight.dtype == torch.bfloat16:
-            size += module.weight.nbytes if module.weight.device.type == "cpu" else PACK_BYTES + 1
+            size += module.weight.nbytes if _on_cpu(module) else PACK_BYTES + 1
     return 0 < size <= PACK_BYTES
 
 

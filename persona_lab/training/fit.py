@@ -18,6 +18,7 @@ import numpy
 import torch
 
 from persona_lab.errors import BadInput, DiskFull, Diverged
+from persona_lab.models.work import CHECKED_EXAMPLES
 from persona_lab.training import randomness
 from persona_lab.training.batches import batches_of_epoch, collate, shared_prefix
 from persona_lab.training.checkpoints import CheckpointStore
@@ -25,7 +26,7 @@ from persona_lab.training.guards import advice, ran_away, refuse_nonsense
 from persona_lab.training.lower import Lower, lower_for
 from persona_lab.training.masters import Masters
 from persona_lab.training.memory import Recompute, peak_memory
-from persona_lab.training.paths import CHECKED_EXAMPLES, LossPath, batch_loss, choose_path, computing, prepared
+from persona_lab.training.paths import LossPath, batch_loss, choose_path, computing, prepared
 from persona_lab.training.schedule import learning_rate, search_rate
 from persona_lab.training.validation import Foils, Measured, Validator, summed_loss
 from persona_lab.types import FitResult, FitSettings, Rendered

@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional
 from transformers import DynamicCache
 
+from persona_lab.models.work import CHECKED_EXAMPLES, PLAIN_BATCH
 from persona_lab.training.attention import own_attention, packed
 from persona_lab.training.batches import Batch, collate, shared_prefix
 from persona_lab.training.kernels import fused
@@ -26,9 +27,6 @@ from persona_lab.training.loss import head_loss
 from persona_lab.training.packing import Packing
 from persona_lab.types import Rendered
 
-CHECKED_EXAMPLES = 16
-PLAIN_BATCH = 4
-"""Short ones. With three (17 tokens of a play) bf16 rounding alone came near the 1% allowed; it averages out."""
 RELATIVE_ERROR = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 5e-3}
 
 PathName = Literal["packed", "prefix", "head", "plain"]
