@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from persona_lab.errors import UserError
 
@@ -30,18 +31,31 @@ class Refused(UserError):
 class ClosedWindows:
     """Gradio 6.31 forgets the session of a window that was left, and stumbles over that where the window had a second
     stream of it open: it deletes it twice (a KeyError), or, having told the stream that its session is gone, raises the
-    404 of it into an answer that began long ago. Nobody waits for that answer any more: it is no error of the page."""
+    404 of it into an answer that began long ago. Nobody waits for that answer any more, so it is no error of the page;
+    it is ended here, since the server would report an answer without an end as an error."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = ended = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun, ended
+            begun = begun or message["type"] == "http.response.start"
+            ended = ended or (message["type"] == "http.response.body" and not message.get("more_body", False))
+            await send(message)
+
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, noted)
         except (KeyError, RuntimeError) as error:
             if not _of_a_closed_window(scope, error):
                 raise
             log.info("A window was closed while two of its streams were open.")
+            if begun and not ended:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            elif not begun:
+                await Response(status_code=404)(scope, receive, send)
 
 
 def _of_a_closed_window(scope: Scope, error: KeyError | RuntimeError) -> bool:

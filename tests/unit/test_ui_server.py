@@ -145,6 +145,7 @@ def gone(status: int) -> RuntimeError:
     return error
 
 
+@pytest.mark.parametrize("sent", [0, 1, 2])
 @pytest.mark.parametrize(("path", "raised", "silent"), [
     ("/gradio_api/queue/data", KeyError("abc"), True),
     ("/gradio_api/queue/data", KeyError("another"), False),
@@ -153,18 +154,37 @@ def gone(status: int) -> RuntimeError:
     ("/gradio_api/queue/data", RuntimeError("another"), False),
     ("/gradio_api/queue/join", KeyError("abc"), False),
 ])  # fmt: skip
-def test_only_what_a_closed_window_left_behind_is_passed_over(path: str, raised: Exception, silent: bool) -> None:
+def test_only_what_a_closed_window_left_behind_is_passed_over(
+    path: str, raised: Exception, silent: bool, sent: int
+) -> None:
+    begun = [
+        {"type": "http.response.start", "status": 200, "headers": []},
+        {"type": "http.response.body", "body": b"data: 1", "more_body": True},
+    ][:sent]
+    heard: list[Any] = []
+
     async def forgetful(scope: Any, receive: Any, send: Any) -> None:
+        for message in begun:
+            await send(message)
         raise raised
 
+    async def hear(message: Any) -> None:
+        heard.append(message)
+
     scope = {"type": "http", "path": path, "query_string": b"session_hash=abc"}
-    answer = ClosedWindows(forgetful)(scope, None, None)  # type: ignore[arg-type]
+    answer = ClosedWindows(forgetful)(scope, None, hear)  # type: ignore[arg-type]
     with ThreadPoolExecutor(1) as apart:  # the browser's driver leaves a running loop in the thread of the tests
         if silent:
             apart.submit(asyncio.run, answer).result()
+            # an answer that is not ended is an error in the server's log
+            assert heard[0]["status"] == (200 if sent else 404)
+            assert [m["type"] for m in heard].count("http.response.start") == 1
+            assert heard[-1]["type"] == "http.response.body"
+            assert not heard[-1].get("more_body", False)
         else:
             with pytest.raises(type(raised)):
                 apart.submit(asyncio.run, answer).result()
+            assert heard == begun
 
 
 def test_gradio_keeps_no_record_of_every_event() -> None:
