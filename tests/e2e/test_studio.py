@@ -43,10 +43,10 @@ def test_a_batch_survives_stop_and_restart_and_can_be_rated_and_taken(
     page = new_page(app.start())
     open_studio(page)
     page.locator("#studio-own textarea").fill("Who are you?\nWhat do you sell?\n=1+1")
-    page.get_by_label("Replies to each").fill("6")
+    page.get_by_label("Replies to each").fill("20")  # several passes: a fast machine is to be stopped before the last
     page.locator("#studio-style input").click()
     page.get_by_role("option", name="Short and quick").click()
-    expect(page.locator("#studio-count")).to_contain_text("18 replies", timeout=WAIT)
+    expect(page.locator("#studio-count")).to_contain_text("60 replies", timeout=WAIT)
     page.locator("#studio-start").click()
     status = page.locator("#studio-status .pl-status")
     expect(status).to_have_attribute("data-status", "running", timeout=LONG_WAIT)
@@ -54,7 +54,7 @@ def test_a_batch_survives_stop_and_restart_and_can_be_rated_and_taken(
     page.locator("#studio-stop").click()
     expect(status).to_have_attribute("data-status", "paused", timeout=LONG_WAIT)
     kept = done(page)
-    assert 0 < kept < 18
+    assert 0 < kept < 60
     page.context.close()
     app.kill()
 
@@ -64,7 +64,7 @@ def test_a_batch_survives_stop_and_restart_and_can_be_rated_and_taken(
     assert done(page) == kept
     page.locator("#studio-go-on").click()
     expect(status_of(page)).to_have_attribute("data-status", "done", timeout=LONG_WAIT)
-    assert done(page) == 18
+    assert done(page) == 60
     page.locator("#studio-rows [data-id]").first.click()
     expect(page.locator("#studio-row article")).to_contain_text("base ", timeout=WAIT)  # the stamp of the weights
     page.locator("#studio-stars label").nth(3).click()
@@ -82,10 +82,10 @@ def test_a_batch_survives_stop_and_restart_and_can_be_rated_and_taken(
     download.value.save_as(tmp_path / "rows.csv")
     with (tmp_path / "rows.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 18
+    assert len(rows) == 60
     assert (rows[0]["stars"], rows[0]["verdict"], rows[0]["note"]) == ("4", "good", "a note")
     assert {row["text"] for row in rows} == {"Who are you?", "What do you sell?", "'=1+1"}
-    assert len({row["reply"] for row in rows}) > 12
+    assert len({row["reply"] for row in rows}) > 40
     page.context.close()
     assert app.stop() == 0
 
