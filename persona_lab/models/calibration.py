@@ -38,7 +38,7 @@ PRIOR_RUNS = 1.0
 """A correction is shrunk as if so many runs had been predicted exactly."""
 WIDEST = math.log(3)
 """A residual beyond this factor counts as this factor: a run beside a heavy program must not spoil later plans."""
-SPREAD = {"measured": (0.16, 0.09), "carried": (0.35, 0.16), "none": (0.45, 0.2)}
+SPREAD = {"measured": (0.16, 0.16), "carried": (0.35, 0.22), "none": (0.45, 0.27)}
 """Standard deviation of the log of truth over prediction, for time and memory, before any run was compared: with rates
 measured for this base, with those of another base, and with none."""
 Z90 = 1.645
