@@ -8,6 +8,8 @@ import torch
 import torch.utils.checkpoint
 from torch.nn import functional
 
+from persona_lab.training.packing import filler
+
 CHUNK = 256
 """Supervised positions whose logits are in memory at once."""
 
@@ -29,14 +31,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = None
         for start in range(0, hidden.shape[0], CHUNK):
             part, wanted = hidden[start : start + CHUNK], targets[start : start + CHUNK, None]
+            real = len(part)
+            part = functional.pad(part, (0, 0, 0, filler(real)))  # zeros: see `packing` for what odd numbers cost
             logits = functional.linear(part, weight).float()
-            total -= torch.log_softmax(logits, dim=-1).gather(1, wanted).sum()
+            total -= torch.log_softmax(logits[:real], dim=-1).gather(1, wanted).sum()
             if grad_hidden is None:
                 continue
             error = torch.softmax(logits, dim=-1)  # cheaper than the exponential of the logarithms
-            error.scatter_add_(1, wanted, torch.full_like(error[:, :1], -1.0))
+            error[:real].scatter_add_(1, wanted, torch.full_like(wanted, -1.0, dtype=error.dtype))
+            error[real:] = 0
             error = error.to(weight.dtype)
-            grad_hidden[start : start + CHUNK] = error @ weight
+            grad_hidden[start : start + CHUNK] = (error @ weight)[:real]
             if learn_weight:
                 grad_weight = _added(grad_weight, error.t(), part.to(weight.dtype))
         ctx.save_for_backward(grad_hidden, grad_weight)

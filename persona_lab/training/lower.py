@@ -17,7 +17,7 @@ import torch
 from persona_lab.training.attention import packed
 from persona_lab.training.batches import collate
 from persona_lab.training.lora import layer_of
-from persona_lab.training.packing import Packing
+from persona_lab.training.packing import Packing, filler
 from persona_lab.types import Rendered
 
 FILLING_BATCH = 8
@@ -51,7 +51,8 @@ class Lower:
             packing = Packing(collate(chosen, len(self.prefix), self.pad_id, self.device), self.prefix)
             states = self._enter(packing)
             self.front = states[: packing.prefix]
-            for example, part in zip(chosen, states[packing.prefix :].split(packing.lengths), strict=True):
+            tails = states[packing.prefix : len(states) - packing.filler].split(packing.lengths)
+            for example, part in zip(chosen, tails, strict=True):
                 self.kept[example.ids] = part.clone()
         self.model.train(training)
 
@@ -77,7 +78,9 @@ class Lower:
         """[1, tokens, hidden] of a packing of these examples, in their order."""
         self.fill(examples)
         assert self.front is not None
-        return torch.cat([self.front, *(self.kept[example.ids] for example in examples)])[None]
+        rows = [self.front, *(self.kept[example.ids] for example in examples)]
+        behind = rows[1][:1].expand(filler(sum(map(len, rows))), -1)
+        return torch.cat([*rows, behind])[None]
 
     @contextmanager
     def upper_only(self) -> Iterator[None]:

@@ -3,6 +3,9 @@
 Every layer but attention works on single tokens, so it sees one row [1, tokens] and wastes nothing. Attention (see
 `attention`) takes the row apart: each example attends to the prefix and to itself.
 One pass instead of two (prefix, then examples), no padding, and no mask or cache of transformers' own.
+
+oneDNN makes a program of about a megabyte for every shape that it multiplies in bf16, and keeps a thousand of them. So a
+row is filled up to a multiple of EVEN tokens, or memory grows with every batch of a new length.
 """
 
 from __future__ import annotations
@@ -14,6 +17,14 @@ from typing import Any
 import torch
 
 from persona_lab.training.batches import Batch
+
+EVEN = 16
+"""Tokens of a row, and of the rectangle that attention takes it apart into, are a multiple of this."""
+
+
+def filler(tokens: int) -> int:
+    """How many tokens are put behind a row of so many. They attend to nothing, and nothing attends to them."""
+    return -tokens % EVEN
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,8 @@ class Segments:
 class Packing:
     """How one batch stands in a row: `ids`, `positions` [1, tokens], the examples' `lengths`, and who attends to whom.
 
+    The row ends with `filler` tokens that belong to no example.
+
     Args:
         batch: right-padded examples without their shared prefix.
         prefix: the tokens in front of every example; may be empty.
@@ -45,10 +58,12 @@ class Packing:
         self.lengths = lengths = batch.real.sum(dim=1).tolist()
         shared = len(prefix)
         tails = [batch.ids[row, :n] for row, n in enumerate(lengths)]
+        self.filler = filler(shared + sum(lengths))
         front = torch.tensor(prefix, dtype=torch.long, device=device)
-        self.ids = torch.cat([front, *tails])[None]
+        behind = batch.ids[0, :1].expand(self.filler)
+        self.ids = torch.cat([front, *tails, behind])[None]
         spans = [torch.arange(shared, shared + n) for n in lengths]
-        self.positions = torch.cat([torch.arange(shared), *spans]).to(device)[None]
+        self.positions = torch.cat([torch.arange(shared), *spans, torch.zeros_like(behind)]).to(device)[None]
         starts = torch.tensor([shared + sum(lengths[:row]) for row in range(len(lengths))], device=device)
         self.predicting = starts[batch.rows] + batch.columns
         """[supervised]: where in the row the hidden states stand that predict `batch.targets`."""
@@ -66,7 +81,7 @@ class Packing:
         return Segments(every[None], every[None], every[:0], every, hidden)
 
     def _examples(self, starts: list[int], lengths: list[int], device: torch.device) -> Segments:
-        width, shared = max(lengths), self.prefix
+        width, shared = max(lengths) + filler(max(lengths)), self.prefix
         column = torch.arange(width)
         real = column[None] < torch.tensor(lengths)[:, None]
         query_at = torch.where(real, torch.tensor(starts)[:, None] + column, starts[0])
@@ -158,7 +173,7 @@ class _PackedAttention(torch.autograd.Function):
         ctx.save_for_backward(*kept)
         ctx.places, ctx.scaling, ctx.prefix = places, scaling, prefix
         ctx.heads = (query.shape[1], key.shape[1])
-        return torch.cat(parts).view(1, -1, query.shape[1], value_size)
+        return _joined(parts, query, value_size)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
@@ -186,6 +201,9 @@ class _PackedAttention(torch.autograd.Function):
         for slot, shared in zip((1, 2), front, strict=False):
             found[slot][0] += shared
         tokens = grads.shape[0] // heads
+        behind = tokens - sum(map(len, found[0])) // heads
+        for parts, count in zip(found, (heads, key_heads, key_heads), strict=True):
+            parts.append(parts[0].new_zeros(behind * count, parts[0].shape[-1]))
         shaped = [
             torch.cat(parts).view(1, tokens, count, -1).transpose(1, 2)
             for parts, count in zip(found, (heads, key_heads, key_heads), strict=True)
@@ -235,7 +253,14 @@ def packed_attention(
     if not dropout and softcap is None:
         return _PackedAttention.apply(query, key, value, scaling, places, packing.prefix), None
     parts = [_plain(query, key, value, scaling, place, dropout, softcap) for place in places]
-    return torch.cat(parts).view(1, -1, query.shape[1], value.shape[-1]), None
+    return _joined(parts, query, value.shape[-1]), None
+
+
+def _joined(parts: list[torch.Tensor], query: torch.Tensor, size: int) -> torch.Tensor:
+    """[1, tokens, heads, size]: what attention found for each group, and nothing for the tokens behind them."""
+    heads, tokens = query.shape[1:3]
+    behind = tokens * heads - sum(map(len, parts))
+    return torch.cat([*parts, parts[0].new_zeros(behind, size)]).view(1, tokens, heads, size)
 
 
 def _all_places(packing: Packing, query: torch.Tensor, key: torch.Tensor, window: int) -> list[_Places]:

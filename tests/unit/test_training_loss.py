@@ -16,6 +16,7 @@ from persona_lab.training.lora import attach_lora, train_layers
 from persona_lab.training.loss import head_loss
 from persona_lab.training.lower import Lower, frozen_depth
 from persona_lab.training.memory import Recompute
+from persona_lab.training.packing import EVEN
 from persona_lab.training.paths import LossPath, batch_loss, choose_path, prepared
 from persona_lab.types import Conversation, Message, Rendered
 
@@ -67,6 +68,24 @@ def test_prefix_path_has_the_plain_paths_gradients(
         loss, got = gradients(model, examples, path)
         assert loss == pytest.approx(expected_loss, rel=1e-5)
         assert float((got - expected).norm() / expected.norm()) < 1e-4, path
+
+
+def test_a_packed_row_has_one_of_few_lengths(tiny_model: Path, conversations_factory: Callable[..., Any]) -> None:
+    examples = rendered(tiny_model, conversations_factory(9))
+    prefix, model = shared_prefix(examples), load(tiny_model, lora=False)
+    met: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda _, args: met.add(args[0].shape[:-1].numel()))
+    lengths = set()
+    with prepared(model, LossPath("packed", True)):
+        for few in range(1, 10):
+            batch = collate(examples[:few], len(prefix), 0, "cpu")
+            lengths.add(len(prefix) + batch.tokens)
+            batch_loss(model, batch, prefix, LossPath("packed", True)).backward()
+    assert any(length % EVEN for length in lengths)
+    assert met
+    assert {rows % EVEN for rows in met} == {0}, "oneDNN keeps a program for every other number"
 
 
 def test_choose_path_takes_the_fastest_and_leaves_the_attention_alone(
