@@ -4,8 +4,8 @@ Every layer but attention works on single tokens, so it sees one row [1, tokens]
 `attention`) takes the row apart: each example attends to the prefix and to itself.
 One pass instead of two (prefix, then examples), no padding, and no mask or cache of transformers' own.
 
-oneDNN makes a program of about a megabyte for every shape that it multiplies in bf16, and keeps a thousand of them. So a
-row is filled up to a multiple of EVEN tokens, or memory grows with every batch of a new length.
+oneDNN makes a program of about a megabyte for every shape that it multiplies in bf16, and keeps a thousand of them.
+So a row is filled up to a multiple of EVEN tokens, or memory grows with every batch of a new length.
 """
 
 from __future__ import annotations
