@@ -12,6 +12,7 @@ adapters (r = 16, every linear layer) are random: speed does not depend on what 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import platform
 import statistics
@@ -48,6 +49,7 @@ SYSTEM = (
 """About as long as the system prompt of the project's other measurements (91 tokens)."""
 ADAPTERS = ["one", "two", "three", "four"]
 STEPS = 40
+LLAMA_CPP = "llama.cpp, one stream, "
 RATIOS = [
     ("four LoRA in one batch", "peft, four LoRA one after another"),
     ("four LoRA in one batch, prefix kept", "peft, four LoRA one after another"),
@@ -266,20 +268,28 @@ def report(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def llama_cpp(gguf: Path | None, bench: Bench, found: dict[str, Callable[[int], int]]) -> str:
-    """Add llama.cpp to what is measured, where it is installed and has a model; says which."""
+def llama_cpp(files: Sequence[Path], bench: Bench, found: dict[str, Callable[[int], int]]) -> str:
+    """Add llama.cpp to what is measured, where it is installed and has models; says which."""
     if not peer.available():
         return "not installed (extra `gguf`), so not measured"
-    if gguf is None:
+    if not files:
         return "installed, but no --gguf FILE was given"
-    loaded = peer.LlamaCpp(gguf, 2048, torch.get_num_threads())
+    for file in files:
+        found[f"{LLAMA_CPP}{file.name}"] = _llama_cpp(file, bench)
+    return (
+        f"xllamacpp {importlib.metadata.version('xllamacpp')}, one stream, keys and values in F32, its own prompt "
+        f"cache, until {bench.tokens} tokens or the end of a turn"
+    )
+
+
+def _llama_cpp(file: Path, bench: Bench) -> Callable[[int], int]:
+    loaded = peer.LlamaCpp(file, 2048, torch.get_num_threads())
 
     def run(repetition: int) -> int:
         [prompt] = bench.prompts(repetition, 1)
         return len(loaded.greedy(bench.renderer.prompt_ids(prompt), bench.tokens))
 
-    found[f"llama.cpp, one stream, {gguf.name}"] = run
-    return f"measured with {gguf.name}, one stream, keys and values in F32, its own prompt cache"
+    return run
 
 
 def step_times(bench: Bench, repetitions: int) -> dict[str, dict[str, float]]:
@@ -313,7 +323,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--gguf", type=Path, help="the base as a GGUF file, for llama.cpp")
+    parser.add_argument(
+        "--gguf", type=Path, action="append", default=[], help="the base as a GGUF file, for llama.cpp; may be repeated"
+    )
     parser.add_argument("--out", type=Path, help="folder for decoding.json and decoding.md")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -343,7 +355,7 @@ def main() -> None:
         "speeds": {name: spread(values) for name, values in speeds.items()},
         "ratios": {
             f"{a} / {b}": spread([x / y for x, y in zip(speeds[a], speeds[b], strict=True)])
-            for a, b in RATIOS
+            for a, b in [*RATIOS, *(("batch 1, prefix kept", name) for name in found if name.startswith(LLAMA_CPP))]
             if a in speeds and b in speeds
         },
         "llama_cpp": told,
