@@ -6,6 +6,7 @@ A neighbour of scripts and no package: `from common import ...` works in `python
 from __future__ import annotations
 
 import platform
+import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+from scipy import stats
 
 OUT = "--out"
 FOLDERS = (OUT, "--work", "--home")
@@ -52,6 +54,15 @@ def p95(values: Sequence[float]) -> float | None:
     None of nothing. https://en.wikipedia.org/wiki/Percentile#The_nearest-rank_method
     """
     return sorted(values)[-(-len(values) * 95 // 100) - 1] if values else None
+
+
+def mean_interval(values: Sequence[float]) -> str:
+    """Mean and its 95% interval (Student's t), to three places; the mean alone where there is nothing to vary."""
+    mean = statistics.mean(values)
+    if len(values) < 2 or len(set(values)) == 1:
+        return f"{mean:+.3f}"
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]"
 
 
 @contextmanager

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import mean_interval
 from locating import Judge, context, fit
-from scipy import stats
 
 from persona_lab.home import Home, write_atomic
 from persona_lab.models.machine import worker_machine
@@ -67,18 +67,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             lines.append(f"| {method} | {keep} | {len(mine)} | {' | '.join(means)} |")
             if keep != "validation_loss":
                 cells = [
-                    _interval([row[m] - by["validation_loss"][at][m] for at, row in mine.items()]) for m in MEASURES
+                    mean_interval([row[m] - by["validation_loss"][at][m] for at, row in mine.items()]) for m in MEASURES
                 ]
                 differences.append(f"| {method} | {keep} | {len(mine)} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *differences]) + "\n"
-
-
-def _interval(values: Sequence[float]) -> str:
-    mean = statistics.mean(values)
-    if len(values) < 2 or len(set(values)) == 1:
-        return f"{mean:+.3f}"
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]"
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import mean_interval
 
 from persona_lab.datasets.rendering import ChatRenderer
 from persona_lab.engine import Engine
@@ -46,6 +47,7 @@ QUARTER = 8 / 30
 RANKED_ON = 12
 """Validation conversations that the ablations are measured on."""
 RATES = (1e-4, 3e-4)
+FULL = "full, 2 epochs"
 AS_LONG = "lora, as long as a hybrid"
 PLAIN = (
     "The committee will meet on Thursday to review the budget for the coming year; members are asked to bring copies.",
@@ -147,7 +149,7 @@ def one(ctx: Context, rates: Mapping[str, Sequence[float]]) -> list[dict[str, An
     row("lora, 2 epochs", whole, fit(ctx, whole, "lora2", learning_rate=5e-4, epochs=2))
     full = ctx.load_base()
     full.requires_grad_(True)
-    row("full, 2 epochs", full, fit(ctx, full, "full2", learning_rate=1e-4, epochs=2))
+    row(FULL, full, fit(ctx, full, "full2", learning_rate=1e-4, epochs=2))
     del whole, full
 
     torch.manual_seed(seed)
@@ -243,6 +245,35 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def comparison(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: each criterion at the rate chosen by validation loss, less others of the same persona and seed.
+
+    Means over personas and seeds with 95% intervals. Specificity against the LoRA of about equal time, forgetting
+    against `full`; time as a ratio.
+    """
+    at = {(row["persona"], row["seed"], row["method"]): row for row in rows}
+    lines = [
+        f"| criterion | n | specificity less `{AS_LONG}` | bits/byte less that | change on plain text less `full` "
+        "| time / that LoRA's |",
+        "|---" * 6 + "|",
+    ]
+    for criterion in dict.fromkeys(row["criterion"] for row in rows if row.get("criterion")):
+        mine = []
+        for persona in dict.fromkeys(row["persona"] for row in rows):
+            [rate] = rates_to_try(rows, persona, (), [criterion])[criterion] or [None]
+            mine += [r for r in rows if (r["persona"], r.get("criterion"), r.get("rate")) == (persona, criterion, rate)]
+        long = [at[row["persona"], row["seed"], AS_LONG] for row in mine]
+        full = [at[row["persona"], row["seed"], FULL] for row in mine]
+        cells = [
+            mean_interval([row["specificity"] - other["specificity"] for row, other in zip(mine, long, strict=True)]),
+            mean_interval([row["bpb"] - other["bpb"] for row, other in zip(mine, long, strict=True)]),
+            mean_interval([row["forgetting"] - other["forgetting"] for row, other in zip(mine, full, strict=True)]),
+            f"{statistics.mean(row['seconds'] / other['seconds'] for row, other in zip(mine, long, strict=True)):.2f}",
+        ]
+        lines.append(f"| {criterion} | {len(mine)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", required=True, help="a data home that holds the personas and the starter model")
@@ -266,7 +297,8 @@ def main() -> None:
             arguments.out.mkdir(parents=True, exist_ok=True)
             about = {"machine": worker_machine(home.root).device_name, "conversations": arguments.conversations}
             write_atomic(file, json.dumps(about | {"rows": rows}, indent=1) + "\n")
-            print(table(rows))
+    print(table(rows))
+    print(comparison(rows))
 
 
 if __name__ == "__main__":
