@@ -69,7 +69,7 @@ class Advisor:
             int(bool(late)),
             int(few and part.id != PLAIN),
             int(pointless),
-            standing if not few else 0,
+            0 if few or pointless else standing,
         )
         said = [*late, *_of_the_data(part.id, count), *_of_the_machine(part.id, machine)]
         return Advice(order, said[0] if said else "", (*said[1:], *self._evidence(part.id)))
@@ -86,7 +86,7 @@ class Advisor:
         Two strategies whose intervals overlap cannot be told apart, so the cheaper one may come first.
         """
         own = _pooled(self.own)
-        table = own if len(own) > 1 and strategy in own else _pooled(packaged_evidence())
+        table = own if len(own) > 1 else _pooled(packaged_evidence())
         if strategy not in table:
             return 1
         best = max(table.values(), key=lambda outcome: outcome.value)
