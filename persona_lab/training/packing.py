@@ -62,8 +62,8 @@ class Packing:
         front = torch.tensor(prefix, dtype=torch.long, device=device)
         behind = batch.ids[0, :1].expand(self.filler)
         self.ids = torch.cat([front, *tails, behind])[None]
-        spans = [torch.arange(shared, shared + n) for n in lengths]
-        self.positions = torch.cat([torch.arange(shared), *spans, torch.zeros_like(behind)]).to(device)[None]
+        spans = [torch.arange(shared), *(torch.arange(shared, shared + n) for n in lengths), torch.arange(self.filler)]
+        self.positions = torch.cat(spans).to(device)[None]
         starts = torch.tensor([shared + sum(lengths[:row]) for row in range(len(lengths))], device=device)
         self.predicting = starts[batch.rows] + batch.columns
         """[supervised]: where in the row the hidden states stand that predict `batch.targets`."""

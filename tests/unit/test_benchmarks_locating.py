@@ -1,4 +1,4 @@
-"""What `benchmarks/locating.py` and `keeping.py` say of the rows they have."""
+"""What `benchmarks/locating.py` says of the rows it has."""
 
 from __future__ import annotations
 
