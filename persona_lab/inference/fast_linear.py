@@ -20,6 +20,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -92,6 +93,25 @@ class PackedWeights:
         self.weights: Weights = weights
         self._packed: weakref.WeakKeyDictionary[torch.nn.Module, Multiply] = weakref.WeakKeyDictionary()
         self._joint: weakref.WeakKeyDictionary[torch.nn.Module, Multiply] = weakref.WeakKeyDictionary()
+        self._updates: weakref.WeakKeyDictionary[torch.nn.Module, tuple[_Sources, _Update]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def update(self, first: torch.nn.Module, sources: _Sources | None, make: Callable[[], _Update]) -> _Update:
+        """What `make` gives, or gave for the same adapters the last time; a chat asks the same ones again and again.
+
+        Args:
+            first: the layer, or the first of those that are multiplied together.
+            sources: what it is made of; None: it cannot be seen whether that has changed.
+        """
+        known = self._updates.get(first)
+        if known is not None and sources is not None and known[0].still(sources):
+            return known[1]
+        self._updates.pop(first, None)
+        made = make()
+        if sources is not None:
+            self._updates[first] = (sources, made)
+        return made
 
     def multiply(self, module: torch.nn.Module) -> Multiply | None:
         """How to multiply by the module's weight; None: by its own forward."""
@@ -174,6 +194,50 @@ def _int8(module: torch.nn.Linear) -> Multiply:
         return (out if bias is None else out + bias).view(*x.shape[:-1], size)
 
     return multiply
+
+
+@dataclass(frozen=True)
+class _Update:
+    """Adapters of one product, joined: down [in, ranks of all], up [ranks of all, out], and both in oneDNN's order."""
+
+    blocks: tuple[tuple[str, int], ...]
+    down: torch.Tensor
+    up: torch.Tensor
+    narrowing: Any
+    widening: Any
+
+    @classmethod
+    def of(cls, blocks: tuple[tuple[str, int], ...], down: torch.Tensor, up: torch.Tensor) -> _Update:
+        """Of (adapter, rank) in the order of the ranks."""
+        return cls(blocks, down, up, _reordered(down.T), _reordered(up.T))
+
+
+class _Sources:
+    """The weights that an `_Update` is made of, and how many changes they had seen by then; they are not kept alive."""
+
+    def __init__(self, loras: Sequence[Any], used: frozenset[str]) -> None:
+        self.state: list[tuple[Any, ...]] = []
+        self.weights: list[weakref.ref[Any]] = []
+        for member, lora in enumerate(loras):
+            for name in sorted(used) if lora is not None else ():
+                if name not in lora.lora_A:
+                    continue
+                weights = [lora.lora_A[name].weight, lora.lora_B[name].weight]
+                seen = [(id(weight), weight._version) for weight in weights]
+                more = (name in lora.lora_variant, bool(lora.lora_bias.get(name)), lora.merged)
+                self.state.append((member, name, float(lora.scaling[name]), *more, *seen))
+                self.weights += map(weakref.ref, weights)
+
+    def still(self, other: _Sources) -> bool:
+        """Whether the other's weights are these, unchanged. An id says so only while its weight lives."""
+        return self.state == other.state and all(weight() is not None for weight in self.weights)
+
+
+def _sources(loras: Sequence[Any], used: frozenset[str]) -> _Sources | None:
+    try:
+        return _Sources(loras, used)
+    except (RuntimeError, AttributeError):  # inference tensors count no changes; other kinds of adapter have other parts
+        return None
 
 
 class _Layout:
@@ -316,17 +380,23 @@ def _as_one(
     plain = packed.multiply_joint(bases)
     if plain is None or len({base.weight.shape[1] for base in bases}) != 1:
         return None, []
-    parts = [
-        ((), None, None) if lora is None else _joined(lora, rows.used, base, compute)
-        for lora, base in zip(loras, bases, strict=True)
-    ]
-    if any(not blocks and lora is not None and lora.merged for (blocks, _, _), lora in zip(parts, loras, strict=True)):
+    asked = [lora is not None and any(name in lora.lora_A for name in rows.used) for lora in loras]
+    if any(lora is not None and lora.merged and not some for lora, some in zip(loras, asked, strict=True)):
         return None, []
     sizes = [int(base.weight.shape[0]) for base in bases]
-    blocks = tuple(block for part in parts for block in part[0])
-    down = torch.cat([part[1] for part in parts if part[0]], dim=1).contiguous() if blocks else None
-    up = _diagonal(parts, sizes, bases[0].weight.dtype) if blocks else None
-    together = plain if down is None or up is None else _with_update(plain, blocks, down, up, rows)
+
+    def made() -> _Update:
+        parts = [
+            ((), None, None) if lora is None else _joined(lora, rows.used, base, compute)
+            for lora, base in zip(loras, bases, strict=True)
+        ]
+        blocks = tuple(block for part in parts for block in part[0])
+        down = torch.cat([part[1] for part in parts if part[0]], dim=1).contiguous()
+        return _Update.of(blocks, down, _diagonal(parts, sizes, bases[0].weight.dtype))
+
+    together = plain
+    if any(asked):
+        together = _with_update(plain, packed.update(bases[0], _sources(loras, rows.used), made), rows)
     shared: dict[str, Any] = {"x": None, "left": 0}
 
     def stand_in(number: int) -> Multiply:
@@ -344,13 +414,10 @@ def _as_one(
     return together, [(member, stand_in(number)) for number, member in enumerate(group)]
 
 
-def _with_update(
-    plain: Multiply, blocks: tuple[tuple[str, int], ...], down: torch.Tensor, up: torch.Tensor, rows: RowAdapters
-) -> Multiply:
-    """`plain`, and to its outcome each row's own adapters added: down [in, ranks of all], up [ranks of all, out]."""
-    layout = rows.layout(blocks, down)
-    narrowing = _reordered(down.T)
-    widening = _reordered(up.T)
+def _with_update(plain: Multiply, update: _Update, rows: RowAdapters) -> Multiply:
+    """`plain`, and to its outcome each row's own adapters added."""
+    down, up, narrowing, widening = update.down, update.up, update.narrowing, update.widening
+    layout = rows.layout(update.blocks, down)
 
     def multiply(x: torch.Tensor) -> torch.Tensor:
         few = _few(x)
@@ -394,12 +461,17 @@ def _with_lora(module: Any, packed: PackedWeights | None, rows: RowAdapters, com
     base: torch.nn.Module = module.base_layer
     own = packed.multiply(base) if packed is not None else None
     plain: Multiply = own or base
-    blocks, down, up = _joined(module, rows.used, base, compute)
-    if not blocks:
+    if not any(name in module.lora_A for name in rows.used):
         if module.merged or len(module.lora_embedding_A):
             raise NotMixable(f"{type(module).__name__} on {type(base).__name__}")
         return plain
-    multiply = _with_update(plain, blocks, down, up, rows)
+
+
+    def made() -> _Update:
+        return _Update.of(*_joined(module, rows.used, base, compute))
+
+    update = packed.update(base, _sources([module], rows.used), made) if packed is not None else made()
+    multiply = _with_update(plain, update, rows)
     return lambda x, *_, **__: multiply(x)
 
 

@@ -303,6 +303,42 @@ def test_layers_that_read_the_same_state_are_one_product_with_every_rows_adapter
     assert between > 0.2  # the adapters matter
 
 
+def test_joined_adapters_are_kept_until_one_of_them_changes(tiny_model: Path, home: Home) -> None:
+    model, renderer = load(tiny_model, home)
+    model = with_adapters(model).to(torch.bfloat16)
+    inner, packed = model.get_base_model(), PackedWeights()
+    tokens = torch.tensor([renderer.prompt_ids(PROMPTS[1])] * 2)
+    rows = RowAdapters([frozenset({"one"}), frozenset({"two"})])
+
+    def said(weights: PackedWeights) -> torch.Tensor:
+        with torch.no_grad(), fast_linears(model, weights, RowAdapters(rows.rows)):
+            return inner(tokens).logits.float()
+
+    def kept() -> list[Any]:
+        return [update for _, update in packed._updates.values()]
+
+    first = said(packed)
+    before = kept()
+    assert before
+    assert torch.equal(said(packed), first)
+    assert all(a is b for a, b in zip(kept(), before, strict=True))
+
+    layer = next(m for m in model.modules() if hasattr(m, "lora_B"))
+    with torch.no_grad():
+        layer.lora_B["two"].weight.mul_(3)
+    assert torch.equal(said(packed), said(PackedWeights()))
+    assert not torch.equal(said(packed)[1], first[1])
+    layer.scaling["one"] *= 2
+    assert torch.equal(said(packed), said(PackedWeights()))
+
+    model.delete_adapter("two")  # another of the same name, perhaps at the same place in memory
+    from peft import LoraConfig
+
+    model.add_adapter("two", LoraConfig(r=RANKS["two"], target_modules="all-linear", init_lora_weights=False))
+    model.to(torch.bfloat16).eval().requires_grad_(False)
+    assert torch.equal(said(packed), said(PackedWeights()))
+
+
 def test_adapters_on_a_4_bit_base_are_mixed_too(tiny_model: Path, home: Home, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("bitsandbytes")
     info = registry.describe(str(tiny_model), home)
