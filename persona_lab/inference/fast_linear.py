@@ -212,6 +212,10 @@ class _Update:
         return cls(blocks, down, up, _reordered(down.T), _reordered(up.T))
 
 
+class _Unseen(Exception):
+    """Weights that could change without a sign of it."""
+
+
 class _Sources:
     """The weights that an `_Update` is made of, and how many changes they had seen by then; they are not kept alive."""
 
@@ -223,7 +227,9 @@ class _Sources:
                 if name not in lora.lora_A:
                     continue
                 weights = [lora.lora_A[name].weight, lora.lora_B[name].weight]
-                seen = [(id(weight), weight._version) for weight in weights]
+                if any(weight.requires_grad for weight in weights):  # optimizers may write past the count of changes
+                    raise _Unseen
+                seen = [(id(weight), weight.data_ptr(), weight._version) for weight in weights]
                 more = (name in lora.lora_variant, bool(lora.lora_bias.get(name)), lora.merged)
                 self.state.append((member, name, float(lora.scaling[name]), *more, *seen))
                 self.weights += map(weakref.ref, weights)
@@ -236,7 +242,8 @@ class _Sources:
 def _sources(loras: Sequence[Any], used: frozenset[str]) -> _Sources | None:
     try:
         return _Sources(loras, used)
-    except (RuntimeError, AttributeError):  # inference tensors count no changes; other kinds of adapter have other parts
+    except (_Unseen, RuntimeError, AttributeError):
+        # being trained; or inference tensors, which count no changes; or a kind of adapter that has other parts
         return None
 
 
@@ -465,7 +472,6 @@ def _with_lora(module: Any, packed: PackedWeights | None, rows: RowAdapters, com
         if module.merged or len(module.lora_embedding_A):
             raise NotMixable(f"{type(module).__name__} on {type(base).__name__}")
         return plain
-
 
     def made() -> _Update:
         return _Update.of(*_joined(module, rows.used, base, compute))

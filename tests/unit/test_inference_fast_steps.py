@@ -331,6 +331,12 @@ def test_joined_adapters_are_kept_until_one_of_them_changes(tiny_model: Path, ho
     layer.scaling["one"] *= 2
     assert torch.equal(said(packed), said(PackedWeights()))
 
+    layer.lora_B["one"].weight.requires_grad_(True)  # as in training
+    said(packed)
+    layer.lora_B["one"].weight.data.mul_(2)  # counts up no version
+    assert torch.equal(said(packed), said(PackedWeights()))
+    layer.lora_B["one"].weight.requires_grad_(False)
+
     model.delete_adapter("two")  # another of the same name, perhaps at the same place in memory
     from peft import LoraConfig
 
