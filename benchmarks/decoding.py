@@ -279,8 +279,8 @@ def llama_cpp(files: Sequence[Path], bench: Bench, found: dict[str, Callable[[in
     for file in files:
         found[f"{LLAMA_CPP}{file.name}"] = _llama_cpp(file, bench)
     return (
-        f"xllamacpp {importlib.metadata.version('xllamacpp')}, one stream, a process of its own, keys and values in F32, "
-        f"its own prompt cache, until {bench.tokens} tokens or the end of a turn"
+        f"xllamacpp {importlib.metadata.version('xllamacpp')}, one stream, a process of its own, keys and values in "
+        f"F32, its own prompt cache, until {bench.tokens} tokens or the end of a turn"
     )
 
 

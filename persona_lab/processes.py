@@ -17,8 +17,8 @@ SPIN = "3000"
 With the library's default (about 300,000) a training step takes several times as long as soon as anything else wants a
 core, and a browser beside the training is the normal case here; without any spinning it is slow when alone.
 
-Torch belongs into one thread of a worker: once a second one has used OpenMP, there are more OpenMP threads than cores for
-as long as it lives, the library hardly spins any more whatever is asked for, and a token takes twice as long.
+Torch belongs into one thread of a worker: once a second one has used OpenMP, there are more OpenMP threads than cores
+for as long as it lives, the library hardly spins any more whatever is asked for, and a token takes twice as long.
 """
 
 
