@@ -14,12 +14,15 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 import platform
 import statistics
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -310,24 +313,57 @@ def _written(prompt: list[int], tokens: int) -> int:
 
 
 def step_times(bench: Bench, repetitions: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of one step of decoding, with `token_step` and with the model's own layers, by turns."""
+    """Milliseconds of one step of decoding, by turns: with `token_step`, with the model's own layers, and with
+    `token_step` while a second thread of this process exists that has used OpenMP and sleeps."""
     packed = PackedWeights() if worth_packing(bench.model) else None
-    ids = tuple(bench.renderer.prompt_ids(bench.prompts(0, 1)[0]))
     found: dict[str, list[float]] = {}
     for _ in range(repetitions):
         for title, names in (("four LoRA", ADAPTERS), ("1 row", [BASE]), ("16 rows", [BASE] * 16)):
             for way in ("few operations", "the model's layers"):
-                rows = [Prompt(ids, STEPS + 1, name) for name in names]
-                with torch.no_grad(), open_steps(bench.tuned, rows, bench.renderer.pad_id, packed) as steps:
-                    if not isinstance(steps, FastSteps) or steps.token is None:
-                        return {}
-                    steps.token = steps.token if way == "few operations" else None
-                    steps.start()
-                    begun = time.perf_counter()
-                    for _ in range(STEPS):
-                        steps.step([ids[-1]] * len(rows))
-                found.setdefault(f"{title}, {way}", []).append((time.perf_counter() - begun) / STEPS * 1000)
+                taken = _step_time(bench, names, packed, way == "few operations")
+                if math.isnan(taken):
+                    return {}
+                found.setdefault(f"{title}, {way}", []).append(taken)
+        with second_thread():
+            taken = _step_time(bench, ADAPTERS, packed, True)
+        found.setdefault("four LoRA, few operations, beside a sleeping thread that has used OpenMP", []).append(taken)
     return {name: spread(values) for name, values in found.items()}
+
+
+def _step_time(bench: Bench, names: list[str], packed: PackedWeights | None, few: bool) -> float:
+    """Milliseconds; not a number where the model cannot be run that way."""
+    ids = tuple(bench.renderer.prompt_ids(bench.prompts(0, 1)[0]))
+    rows = [Prompt(ids, STEPS + 1, name) for name in names]
+    with torch.no_grad(), open_steps(bench.tuned, rows, bench.renderer.pad_id, packed) as steps:
+        if not isinstance(steps, FastSteps) or steps.token is None:
+            return math.nan
+        steps.token = steps.token if few else None
+        steps.start()
+        begun = time.perf_counter()
+        for _ in range(STEPS):
+            steps.step([ids[-1]] * len(rows))
+        return (time.perf_counter() - begun) / STEPS * 1000
+
+
+@contextmanager
+def second_thread() -> Iterator[None]:
+    """Inside the block there is another thread, which has multiplied a matrix and does nothing more."""
+    multiplied, over = threading.Event(), threading.Event()
+
+    def run() -> None:
+        matrix = torch.ones(800, 800)
+        (matrix @ matrix).add_(1)
+        multiplied.set()
+        over.wait()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    multiplied.wait()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def main() -> None:

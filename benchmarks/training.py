@@ -3,6 +3,7 @@
     pip install 'persona-lab[bench]'             once: TRL and datasets
     python benchmarks/training.py                LoRA and full, three pairs each: about 45 minutes on two cores
     python benchmarks/training.py --curves       cost curves of ours alone (needs no TRL)
+    python benchmarks/training.py --profile      where the time of ours goes (needs no TRL)
 
 Writes `performance-training.json` and `.md` (and `.png`) to `--out`. A run replaces only its own part, for the kind of
 device it ran on, so that a CPU's and a GPU's figures stand on one page. The job: 64 conversations of Lord Goring from
@@ -57,6 +58,8 @@ LLAMAS = {
     "362M": (960, 2560, 32, 15, 5),
     "1.1B": (2048, 8192, 16, 32, 8),
 }
+PROFILED = 32
+"""Conversations; looking at all of them takes minutes."""
 CURVE_MODELS = ("32M", "135M", "362M")
 DESCRIPTION = (
     "{{char}} is a flawless dandy of London society in the 1890s: thirty-four, always immaculately dressed, idle by "
@@ -222,6 +225,16 @@ def curves(
     yield {"curves": [place | row for place, row in zip(places, best, strict=True)]}
 
 
+def profiles(given: argparse.Namespace, base: BaseModelInfo) -> Iterator[dict[str, Any]]:
+    """Where the time of ours goes: the second epoch, by kind of operation."""
+    found: dict[str, Any] = {}
+    for method in given.methods:
+        job = job_of(given, base, "ours", method, conversations=PROFILED, epochs=2, validation=0, profile=True)
+        found[method] = in_own_process(job, given.launcher)
+        print(f"{method}: {found[method]['operations']}", flush=True)
+        yield {"profiles": dict(found)}
+
+
 def _short(found: dict[str, Any]) -> str:
     loss = found["validation_loss"]
     return (
@@ -269,7 +282,7 @@ def main() -> None:
         print(RESULT + json.dumps(measure(job)), flush=True)
         return
     missing = [name for name in ("trl", "datasets") if importlib.util.find_spec(name) is None]
-    if missing and not given.curves:
+    if missing and not given.curves and not given.profile:
         print(
             f"The comparison needs {' and '.join(missing)}: pip install 'persona-lab[bench]', or in a checkout "
             "pip install -e '.[bench]'.",
@@ -282,7 +295,10 @@ def main() -> None:
         machine = worker_machine(Path(folder))
         model = given.base or ("1.1B" if machine.device == "cuda" else "starter")
         base = random_llama(model, starter, Path(folder)) if model in LLAMAS else ensure(model, home, Quiet())
-        parts = curves(given, base, starter, Path(folder)) if given.curves else compare(given, base)
+        if given.profile:
+            parts = profiles(given, base)
+        else:
+            parts = curves(given, base, starter, Path(folder)) if given.curves else compare(given, base)
         for part in parts:
             write(Path(given.out), machine, part)
 
@@ -300,6 +316,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="of the first pair; each further pair has the next")
     parser.add_argument("--validation", type=int, default=32, help="held-out conversations to score afterwards")
     parser.add_argument("--curves", action="store_true", help="cost curves of ours instead of the comparison")
+    parser.add_argument("--profile", action="store_true", help="where the time of ours goes, by kind of operation")
     parser.add_argument("--curve-conversations", nargs="*", type=int, default=CONVERSATIONS)
     parser.add_argument("--curve-ranks", nargs="*", type=int, default=RANKS)
     parser.add_argument("--curve-models", nargs="*", default=CURVE_MODELS, choices=list(LLAMAS))

@@ -190,6 +190,8 @@ def _section(section: Mapping[str, Any], picture: str) -> list[str]:
     ]
     if section.get("runs"):
         lines += ["", *_comparison(section)]
+    if section.get("profiles"):
+        lines += ["", *_profiles(section["profiles"])]
     if section.get("curves"):
         lines += ["", *_curves(section["curves"], picture)]
     return lines
@@ -260,6 +262,27 @@ def _run_row(run: Mapping[str, Any], peak: float) -> str:
         f"{run['plain_flops'] / most:.0%} / {least}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _profiles(profiles: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "### Where the time of a step goes",
+        "",
+        f"Ours, the second epoch of {next(iter(profiles.values()))['conversations']} of these conversations under "
+        "torch's profiler, which makes small operations dearer than they are. Share of the peak: of the same process.",
+        "",
+        "| | | share of time | calls a step | of peak |",
+        "|---|---|---|---|---|",
+    ]
+    for method, run in profiles.items():
+        whole, steps = run["steady_seconds"], run["steps"] / 2
+        for kind, row in run["operations"].items():
+            products = "products" in kind
+            fast = f"{row['flops'] / row['seconds'] / run['peak_flops']:.0%}" if products and row["seconds"] else "-"
+            lines.append(f"| {method} | {kind} | {row['seconds'] / whole:.0%} | {row['calls'] / steps:.0f} | {fast} |")
+        told = sum(row["seconds"] for row in run["operations"].values())
+        lines.append(f"| {method} | between operations (Python) | {max(0.0, 1 - told / whole):.0%} | | |")
+    return lines
 
 
 def _curves(points: Sequence[Mapping[str, Any]], picture: str) -> list[str]:

@@ -26,6 +26,20 @@ from persona_lab.types import BaseModelInfo, Conversation, Dataset, Machine, Mes
 MAX_TOKENS = 1024
 """Of a conversation: our default and TRL's."""
 
+KINDS = {
+    "matrix products": {"aten::mm", "aten::addmm", "aten::addmm_"},
+    "attention's products and softmax": {
+        *("aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_softmax_backward_data"),
+    },
+    "the optimizer and the size of gradients": {"aten::_fused_adamw_", "aten::linalg_vector_norm"},
+    "conversions and copies": {"aten::copy_", "aten::cat", "aten::index_select", "aten::fill_"},
+    "norms, activations, sums": {
+        *("aten::mul", "aten::mul_", "aten::add", "aten::add_", "aten::sum", "aten::silu", "aten::silu_backward"),
+        *("aten::addcmul", "aten::rsqrt", "aten::pow", "aten::mean", "aten::_log_softmax", "aten::sub", "aten::div"),
+    },
+}
+REST = "views, the engine of gradients, the rest"
+
 
 class TrainingJob(BaseModel):
     """What is trained, by whom. `validation`: conversations of the split to score afterwards; 0: none."""
@@ -44,6 +58,8 @@ class TrainingJob(BaseModel):
     validation: int
     peak: bool
     """Whether to measure what the machine can do at most."""
+    profile: bool = False
+    """Whether to look where the time of the last epoch goes, which takes time itself."""
 
 
 @dataclass
@@ -57,6 +73,8 @@ class Stamps:
     began: float = math.nan
     ends: list[float] = field(default_factory=list)
     checkpoints: list[float] = field(default_factory=list)
+    profiler: Any = None
+    """Of torch: for the second epoch."""
 
     def begin(self) -> None:
         """Training begins now."""
@@ -66,6 +84,11 @@ class Stamps:
         """A step has ended."""
         whole = (len(self.ends) + 1) % self.per_epoch == 0
         self.ends.append(_now() if whole else time.perf_counter())
+        if self.profiler is not None and whole:
+            if len(self.ends) == self.per_epoch:
+                self.profiler.start()
+            elif len(self.ends) == 2 * self.per_epoch:
+                self.profiler.stop()
 
     def steady(self, epochs: int) -> float:
         """Seconds of the last epoch, or of all of training if there is only one."""
@@ -101,7 +124,8 @@ def measure(job: TrainingJob) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         machine = worker_machine(Path(folder))
         examples = rendered(job, "train")
-        stamps = Stamps(per_epoch=math.ceil(len(examples) / job.batch_size))
+        profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], with_flops=True)
+        stamps = Stamps(math.ceil(len(examples) / job.batch_size), profiler=profiler if job.profile else None)
         train = _train_ours if job.side == "ours" else _train_trl
         model, supervised = train(job, machine, stamps, Path(folder))
         wall = time.time() - psutil.Process().create_time()
@@ -117,7 +141,20 @@ def measure(job: TrainingJob) -> dict[str, Any]:
             "peak_flops": matmul_peak(machine) if job.peak else None,
             "validation_loss": held_out_loss(model, job, machine.device) if job.validation else None,
         }
+        | ({"operations": _operations(profiler)} if job.profile else {})
     )
+
+
+def _operations(profiler: Any) -> dict[str, dict[str, float]]:
+    """Seconds, calls and (of products) floating-point operations by kind of operation."""
+    found = {kind: {"seconds": 0.0, "calls": 0.0, "flops": 0.0} for kind in [*KINDS, REST]}
+    for entry in profiler.key_averages():
+        kind = next((kind for kind, names in KINDS.items() if entry.key in names), REST)
+        row = found[kind]
+        row["seconds"] += entry.self_cpu_time_total / 1e6
+        row["calls"] += entry.count
+        row["flops"] += entry.flops
+    return found
 
 
 def _timing(job: TrainingJob, stamps: Stamps, examples: int, wall: float) -> dict[str, Any]:

@@ -125,3 +125,17 @@ def test_the_page_pairs_runs_and_says_that_gpu_figures_are_missing(figures: Any,
     assert "GPU figures are missing" not in figures.markdown({"cpu": section, "cuda": section})
     figures.plot([point], tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size > 1000
+
+
+def test_the_page_says_where_the_time_of_a_step_goes(figures: Any) -> None:
+    operations = {
+        "matrix products": {"seconds": 6.0, "calls": 800.0, "flops": 2.4e12},
+        "conversions and copies": {"seconds": 1.0, "calls": 1600.0, "flops": 0.0},
+    }
+    run = run_of("ours", 0, 6.4) | {"operations": operations, "steps": 16, "conversations": 32}
+    machine = {"device_name": "CPU", "cores": 2, "memory_bytes": 8 << 30, "accelerator_bytes": 0}
+    section = {"machine": machine, "versions": {}, "date": "2026-11-29", "profiles": {"lora": run}}
+    page = figures.markdown({"cpu": section})
+    assert "| lora | matrix products | 60% | 100 | 50% |" in page  # of 10 s, 8 steps, 0.4 of 0.8 TFLOP/s
+    assert "| lora | conversions and copies | 10% | 200 | - |" in page
+    assert "| lora | between operations (Python) | 30% | | |" in page
