@@ -220,7 +220,7 @@ class _Sources:
     """The weights that an `_Update` is made of, and how many changes they had seen by then; they are not kept alive."""
 
     def __init__(self, loras: Sequence[Any], used: frozenset[str]) -> None:
-        self.state: list[tuple[Any, ...]] = []
+        self.state: list[tuple[Any, ...]] = [(len(loras),)]
         self.weights: list[weakref.ref[Any]] = []
         for member, lora in enumerate(loras):
             for name in sorted(used) if lora is not None else ():
