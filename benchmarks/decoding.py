@@ -123,6 +123,7 @@ class Bench:
         else:
             with self.tuned.disable_adapter():
                 replies = generate(self.model, self.renderer, prompts, sampling, memory=memory)
+            self.tuned.requires_grad_(False)
         return sum(reply.tokens for reply in replies)
 
     def theirs(self, model: Any, prompts: list[list[Message]], **options: Any) -> int:
@@ -148,6 +149,7 @@ class Bench:
         written = 0
         for name, prompt in zip(ADAPTERS, prompts, strict=True):
             self.tuned.set_adapter(name)
+            self.tuned.requires_grad_(False)  # which peft switches on, as if the adapter was to be trained
             written += self.theirs(self.tuned, [prompt])
         return written
 

@@ -41,11 +41,15 @@ class Outcome(Frozen):
 
 @dataclass(frozen=True)
 class Advice:
-    """Where a strategy stands: smaller `order` first. `reason`: one sentence; empty: its summary says enough."""
+    """Where a strategy stands: smaller `order` first. `reason`: one sentence; empty: its summary says enough.
+
+    `late`: it takes longer than there is time.
+    """
 
     order: tuple[int, ...] = (0,)
     reason: str = ""
     evidence: tuple[str, ...] = ()
+    late: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,13 @@ class Advisor:
         standing = self._standing(part.id)
         order = (
             int(bool(late)),
+            round(estimate.seconds) if late else 0,
             int(few and part.id != PLAIN),
             int(pointless),
             0 if few or pointless else standing,
         )
         said = [*late, *_of_the_data(part.id, count), *_of_the_machine(part.id, machine)]
-        return Advice(order, said[0] if said else "", (*said[1:], *self._evidence(part.id)))
+        return Advice(order, said[0] if said else "", (*said[1:], *self._evidence(part.id)), bool(late))
 
     def _too_slow(self, estimate: Estimate) -> list[str]:
         if self.minutes is None or estimate.seconds <= 60 * self.minutes:
@@ -83,14 +88,14 @@ class Advisor:
     def _standing(self, strategy: str) -> int:
         """0: no strategy is known to be more specific; 1: never measured; 2: some are. The user's own runs count first.
 
-        Two strategies whose intervals overlap cannot be told apart, so the cheaper one may come first.
+        Two strategies whose intervals overlap cannot be told apart, so either may come first.
         """
         own = _pooled(self.own)
         table = own if len(own) > 1 else _pooled(packaged_evidence())
         if strategy not in table:
             return 1
         best = max(table.values(), key=lambda outcome: outcome.value)
-        return 0 if table[strategy].high >= best.value else 2
+        return 0 if table[strategy].high >= best.low else 2
 
     def _evidence(self, strategy: str) -> list[str]:
         own = [outcome for outcome in self.own if outcome.strategy == strategy]

@@ -116,7 +116,9 @@ class Catalog:
         examples = example_folders()
         if persona_id in examples:
             return self._example(persona_id)
-        raise UnknownName("persona", persona_id, [r["id"] for r in self.library.all("personas")] + list(examples))
+        raise UnknownName(
+            "persona", persona_id, sorted({r["id"] for r in self.library.all("personas")} | set(examples))
+        )
 
     def _example(self, persona_id: str) -> Persona:
         from persona_lab.personas.store import example_folders, load_persona

@@ -21,7 +21,7 @@ from persona_lab.dataset_versions import prompted_by
 from persona_lab.errors import BadInput, PersonaLabError, UnknownName, WorkFailed
 from persona_lab.events import AnyEvent, read_events
 from persona_lab.exporting import dataset_file, export_order
-from persona_lab.home import Home
+from persona_lab.home import Home, usable_folder
 from persona_lab.jobs import ACTIVE, Supervisor
 from persona_lab.jobs import view as view_run
 from persona_lab.library import Library
@@ -343,7 +343,7 @@ class Engine(Talking, Queueing, Keeping, Pulling, Sharing, Guests, Versions):
 
     def fetch_model(self, base: str) -> str:
         """Start a run that fetches and converts a base model; gives the run's id."""
-        self.base_model(base)
+        base = self.base_model(base).id
         return self._submit("fetch", f"fetch-{slug(base, 'model')}", name=f"Fetch {base}", base=base)
 
     def delete_model(self, model_id: str) -> None:
@@ -397,7 +397,7 @@ class Engine(Talking, Queueing, Keeping, Pulling, Sharing, Guests, Versions):
 
     def calibrate(self, base: str = "starter") -> str:
         """Start a run that measures a few real steps on this machine, for exact plans; gives the run's id."""
-        self.base_model(base)
+        base = self.base_model(base).id
         return self._submit("calibrate", f"calibrate-{slug(base, 'model')}", name=f"Measure steps of {base}", base=base)
 
     def _newest_dataset(self, persona_id: str) -> Dataset | None:
@@ -432,9 +432,12 @@ class Engine(Talking, Queueing, Keeping, Pulling, Sharing, Guests, Versions):
         part = self.plugins.get("strategy", strategy)
         config = validate_settings(part.Config, settings or {}, f"strategy {strategy!r}")
         persona = self.persona(persona_id)
+        base = self.base_model(base).id  # a folder in full, whatever folder the next command is given in
         parent = parent_of(part, config, persona, base, self.variants())
         base = parent.base if parent else base
         info = self.base_model(base)
+        if not 0 <= seed < 2**63:
+            raise BadInput(f"{seed} is no seed.", "Choose a whole number from 0 to 9223372036854775807.")
         dataset = self.dataset(dataset_id) if dataset_id else self._newest_dataset(persona_id)
         if dataset is None:
             fix = f"Import one: persona-lab datasets import FILE --persona {persona_id}."
@@ -512,7 +515,7 @@ class Engine(Talking, Queueing, Keeping, Pulling, Sharing, Guests, Versions):
             seed=seed,
             quick=quick,
             report=report,
-            out=str(Path(out).resolve()) if out else "",
+            out=str(usable_folder(out)) if out else "",
         )
 
     def export(

@@ -118,6 +118,23 @@ def refuse_existing(out: Path) -> None:
         raise BadInput(f"{out} exists already and was left alone.", "Name another file with --out.")
 
 
+def usable_folder(out: str | Path) -> Path:
+    """The folder that results are to be written to, made if need be; found out before the work and not after it.
+
+    Raises:
+        BadInput: nothing can be written there. DiskFull
+    """
+    folder = Path(out).resolve()
+    try:
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+    except OSError as error:
+        message = f"Nothing can be written to {folder}: {error.strerror or error}."
+        raise BadInput(message, "Name another folder with --out.") from error
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Replace `path` with `data`, whole or not at all.
 

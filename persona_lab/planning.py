@@ -5,12 +5,13 @@ The order comes from `advisor`; what would make a run fit, from `training.remedi
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from persona_lab.advisor import Advice, Advisor
-from persona_lab.errors import PluginFailed
+from persona_lab.errors import BadSetting, PluginFailed
 from persona_lab.plugins import Plugins
 from persona_lab.settings import validate_settings
 from persona_lab.training.remedies import Remedies, estimate_of, memory_problem, verdict
@@ -61,6 +62,8 @@ def plan_strategies(
     remedies = Remedies(plugins, persona, base, dataset, machine)
     judge = advisor or Advisor()
     found = []
+    if not strict:
+        _refuse_unknown(strategies, settings)
     for part in strategies:
         values = settings if strict else {k: v for k, v in settings.items() if k in part.Config.model_fields}
         config = validate_settings(part.Config, values, f"strategy {part.id!r}")
@@ -80,6 +83,19 @@ def plan_strategies(
         found.append(_Considered(part, estimate, tuple(problems), changes, advice, short))
     found.sort(key=lambda one: (one.blocked, *one.advice.order, getattr(one.part, "rank", 100), one.estimate.seconds))
     return [_row(number, one) for number, one in enumerate(found, start=1)]
+
+
+def _refuse_unknown(strategies: Sequence[Any], settings: Mapping[str, Any]) -> None:
+    """A setting that none of the strategies has is a slip of the pen."""
+    known = {name for part in strategies for name in part.Config.model_fields}
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            message = f"No strategy has a setting {name!r}{hint}."
+            raise BadSetting(
+                message, f"Known settings: {', '.join(sorted(known))}.", [(name, "there is no such setting")]
+            )
 
 
 def _resource_problems(part: Any, estimate: Estimate, machine: Machine, changes: Sequence[Change]) -> list[Problem]:
@@ -108,7 +124,7 @@ def _row(rank: int, one: _Considered) -> PlanRow:
         disk_bytes=estimate.disk_bytes,
         uncertainty=estimate.uncertainty,
         problems=one.problems,
-        recommended=rank == 1 and not one.blocked,
+        recommended=rank == 1 and not one.blocked and not one.advice.late,
         evidence=(*one.advice.evidence, *([estimate.reason] if estimate.reason != reason else [])),
         changes=one.changes,
         memory_uncertainty=estimate.memory_uncertainty or estimate.uncertainty,

@@ -124,11 +124,11 @@ def _finished(engine: Engine, plan: Plan, persona: str, strategy: str, seed: int
     """A variant that this very training has made before."""
     part = engine.plugins.get("strategy", strategy)
     settings = validate_settings(part.Config, {}, f"strategy {strategy!r}").model_dump(mode="json")
-    dataset = engine.datasets(persona)[0].id
+    dataset, base = engine.datasets(persona)[0].id, engine.base_model(plan.base).id
     card = engine.persona(persona).card
     for variant in engine.variants(persona):
         wanted = (variant.strategy, variant.compared_with, variant.seed, variant.dataset)
-        if wanted != (strategy, plan.base, seed, dataset):
+        if wanted != (strategy, base, seed, dataset):
             continue
         job = job_of(variant, engine.home)
         if job is not None and job.config == settings and job.persona is not None and job.persona.card == card:
@@ -151,8 +151,9 @@ def _evaluate(
         raise WorkFailed(f"Nothing could be trained for {persona!r}. {reasons}", "")
     control = _control(engine, persona, trained)
     base = engine.base_variant(persona, plan.base)
-    scored = [base, *variants, *([control[0]] if control else [])]
-    say(f"Evaluating {len(scored)} variants of {persona}.")
+    scored = [*variants, *([control[0]] if control else [])]
+    say(f"Evaluating {1 + len(scored)} variants of {persona}.")
+    # a report has the base of its first variant in front, which no id could name
     asked = engine.evaluate(
         [variant.id for variant in scored], plan.evaluators, plan.quick, report=True, persona_id=persona
     )

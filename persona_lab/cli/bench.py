@@ -11,6 +11,7 @@ import typer
 
 from persona_lab.cli.common import BaseOption, HomeOption, JsonOption, follow, opened, show
 from persona_lab.errors import BadInput
+from persona_lab.home import usable_folder
 
 if TYPE_CHECKING:
     from persona_lab.bench.measure import Measured, Plan
@@ -38,6 +39,7 @@ def bench_strategies(
     plan = Plan(_ids(persona), _ids([strategies]), seeds, base, _ids([evaluators]), quick)
     if not plan.personas or not plan.strategies:
         raise BadInput("There is nothing to measure.", "Name at least one --persona and one of --strategies.")
+    out = usable_folder(out)
     with opened(home) as engine:
         measured = measure(engine, plan, follow, lambda text: print(text, file=sys.stderr))
         machine = engine.machine()

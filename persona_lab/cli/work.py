@@ -99,7 +99,8 @@ def _finish_training(run: RunView, as_json: bool) -> None:
             loss, seconds = run.result["loss"], run.result["seconds"]["total"]
             print(f"Variant {run.variant} is ready after {duration(seconds)}. {run.result.get('changed', '')}")
             print(f"Validation loss {loss['validation_before']} -> {loss['validation_after']}.")
-            print(f'Talk to it: persona-lab say {run.variant} base-{run.persona} --prompt "Hello!"')
+            beside = f" base-{run.persona}" if run.base == "starter" else ""  # which is the starter under its card
+            print(f'Talk to it: persona-lab say {run.variant}{beside} --prompt "Hello!"')
 
     show(run_document(run), as_json, tell)
     require_done(run)
@@ -223,8 +224,11 @@ def evaluate(
 
 
 def _ids(text: str) -> list[str] | None:
-    """`a,b` as a list; None where nothing is named."""
-    return [part.strip() for part in text.split(",") if part.strip()] or None
+    """`a,b` as a list; None for an empty text."""
+    named = [part.strip() for part in text.split(",") if part.strip()]
+    if text.strip() and not named:
+        raise BadInput(f"--evaluators {text!r} names none.", "Write ids, such as --evaluators held_out_gain,voice.")
+    return named or None
 
 
 @commands.command()

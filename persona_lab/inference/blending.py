@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,7 +32,7 @@ ABOUT = "aspects.json"
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 MOST_KEPT = 8
-"""Blends kept in the cache; each is an adapter of some megabytes."""
+"""Blends kept in the cache, each an adapter of some megabytes; more than a chat has panes."""
 Tensors = dict[str, numpy.ndarray[Any, Any]]
 
 
@@ -80,7 +81,9 @@ def in_use(variant: Variant, home: Home) -> Variant:
     key = hashlib.sha256(json.dumps([parts, list(asked.blend.items())]).encode()).hexdigest()[:16]
     blends = home.root / "cache" / "blends"
     folder = blends / key
-    if not (folder / CONFIG).is_file():
+    if (folder / CONFIG).is_file():
+        os.utime(folder)  # by which the longest unused are found
+    else:
         write_blend(source, asked.blend, folder)
         for old in sorted(blends.iterdir(), key=lambda path: path.stat().st_mtime)[:-MOST_KEPT]:
             shutil.rmtree(old, ignore_errors=True)

@@ -471,7 +471,7 @@ def _with_lora(module: Any, packed: PackedWeights | None, rows: RowAdapters, com
     if not any(name in module.lora_A for name in rows.used):
         if module.merged or len(module.lora_embedding_A):
             raise NotMixable(f"{type(module).__name__} on {type(base).__name__}")
-        return plain
+        return lambda x, *_, **__: plain(x)  # the base itself, set as `forward`, would become a part of the module
 
     def made() -> _Update:
         return _Update.of(*_joined(module, rows.used, base, compute))
@@ -498,8 +498,8 @@ def _joined(
         linear = type(a) is torch.nn.Linear and type(b) is torch.nn.Linear
         if not linear or name in module.lora_variant or module.lora_bias.get(name) or module.merged:
             raise NotMixable(f"adapter {name} is more than plain LoRA")
-        if len(names) > 1 and not (a.weight.isfinite().all() and b.weight.isfinite().all()):
-            # zero times infinity would reach the other rows
+        if not (a.weight.isfinite().all() and b.weight.isfinite().all()):
+            # zero times infinity would reach the other rows, those without an adapter too
             raise NotMixable(f"adapter {name} holds numbers that are not finite")
         down.append(a.weight.detach().to(dtype).T)
         up.append((b.weight.detach().float() * module.scaling[name]).to(dtype).T)

@@ -296,8 +296,12 @@ class VariantHost:
             yield shared.peft
         else:
             shared = self._base("")
-            with shared.peft.disable_adapter() if shared.peft is not None else nullcontext():
-                yield shared.model
+            try:
+                with shared.peft.disable_adapter() if shared.peft is not None else nullcontext():
+                    yield shared.model
+            finally:
+                if shared.peft is not None:  # at the end of that peft has the adapter learn again
+                    shared.peft.requires_grad_(False)
 
     @contextmanager
     def model_for_batch(self, variants: Sequence[Variant]) -> Iterator[tuple[Any, list[str] | None]]:

@@ -199,8 +199,8 @@ class FastSteps:
 
     def end(self, place: int, tokens: Sequence[int]) -> None:
         """A row is done: keep what it computed, where things are kept."""
-        if self.prefixes is None:
-            return
+        if self.prefixes is None or bool(self.first[place].isnan().any()):
+            return  # whatever went wrong is not to be found again
         prompt = self.prompts[place]
         columns = self.mask[place].nonzero()[:, 0]
         ids = (*prompt.ids, *tokens)[: len(columns)]
@@ -393,6 +393,8 @@ def _verdict(model: Any, inner: Any, prompts: Sequence[Prompt], pad: int, packed
         ]
         plain = PlainSteps(model, few, pad)
         expected = torch.stack([plain.start(), plain.step([prompt.ids[0] for prompt in few])])
+        if bool(expected.isnan().any()):  # said of these adapters, or of these weights
+            return _Verdict("its own logits are not numbers")
         used = packed if kind[1] else None
         try:
             unlike = (

@@ -143,8 +143,9 @@ class Fit:
         with prepared(self.model, self.path), self.recompute:
             if self.path.name == "packed":
                 self.lower, why = lower_for(
-                    self.model, examples, self.prefix, material.pad_id, material.device, self._with_and_without
-                )
+                    self.model, examples, self.prefix, material.pad_id, material.device, self._with_and_without,
+                    material.free_bytes,
+                )  # fmt: skip
                 if why:
                     material.say(f"The frozen lower layers are run in every step: {why}.")
             yield
@@ -260,9 +261,7 @@ class Fit:
             if self.lower is None:
                 loss = batch_loss(self.model, batch, self.prefix, self.path)
             else:
-                states = self.lower.states(chosen)
-                with self.lower.upper_only():
-                    loss = batch_loss(self.model, batch, self.prefix, self.path, states)
+                loss = self.lower.loss(chosen, batch, self.path)
         loss = loss / batch.supervised
         loss.backward()
         mean = loss.item()

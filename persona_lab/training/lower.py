@@ -15,13 +15,18 @@ from typing import Any
 import torch
 
 from persona_lab.training.attention import packed
-from persona_lab.training.batches import collate
+from persona_lab.training.batches import Batch, collate
 from persona_lab.training.lora import layer_of
 from persona_lab.training.packing import Packing, filler
+from persona_lab.training.paths import LossPath, batch_loss
 from persona_lab.types import Rendered
 
 FILLING_BATCH = 8
 LAYER_LISTS = ("layers", "h", "blocks")
+SHARE = 0.3
+"""Of the free memory that kept states may take."""
+CLOSE = {torch.float32: 1e-5}
+"""Relative, between the losses with and without the lower layers; of other types, whose products round: 1e-3."""
 
 
 class Lower:
@@ -82,6 +87,12 @@ class Lower:
         behind = rows[1][:1].expand(filler(sum(map(len, rows))), -1)
         return torch.cat([*rows, behind])[None]
 
+    def loss(self, examples: Sequence[Rendered], batch: Batch, path: LossPath) -> torch.Tensor:
+        """Summed nats of `batch`, which is of these examples, without running the lower layers; see `batch_loss`."""
+        states = self.states(examples)
+        with self.upper_only():
+            return batch_loss(self.model, batch, self.prefix, path, states)
+
     @contextmanager
     def upper_only(self) -> Iterator[None]:
         """While this lasts, the decoder has only the layers from `depth` on."""
@@ -95,6 +106,13 @@ class Lower:
 
 class _Enough(Exception):
     """Leaves a forward pass."""
+
+
+def _state_bytes(model: Any, examples: Sequence[Rendered], prefix: int) -> int:
+    """Of the states of all examples, each kept once."""
+    tokens = sum(len(ids) - prefix for ids in {example.ids for example in examples}) + prefix
+    width = next((p.element_size() for p in model.parameters() if p.is_floating_point()), 4)
+    return int(tokens * _inner(model).config.get_text_config().hidden_size * width)
 
 
 def frozen_depth(model: Any) -> int:
@@ -133,25 +151,40 @@ def _layer_list(decoder: Any) -> str:
 
 
 def lower_for(
-    model: Any, examples: Sequence[Rendered], prefix: Sequence[int], pad_id: int, device: str, agrees: Any
+    model: Any,
+    examples: Sequence[Rendered],
+    prefix: Sequence[int],
+    pad_id: int,
+    device: str,
+    agrees: Any,
+    free_bytes: int = 1 << 62,
 ) -> tuple[Lower | None, str]:
     """The lower layers of `model` where leaving them out changes nothing; else None and why.
 
     Args:
-        examples: a few, to try it on.
+        examples: all that will be trained and validated on.
         agrees: called with the candidate; gives (loss without the lower layers, loss of the whole model).
+        free_bytes: of memory, of which the states of all examples may take a share.
     """
     depth = frozen_depth(model)
     if depth == 0:
         return None, ""
     if _drops(model):
         return None, "the model drops activations at random"
+    needed = _state_bytes(model, examples, len(prefix))
+    if needed > SHARE * free_bytes:
+        return None, f"to keep what they give would take {needed / 1e9:.1f} GB of {free_bytes / 1e9:.1f} GB"
+    kinds = list(getattr(_inner(model).config.get_text_config(), "layer_types", None) or ())
+    if kinds[: len(kinds) - depth] != kinds[depth:]:
+        # some models look up by a layer's place in the list, which is another without the lower ones, what it is
+        return None, "the layers above them are of other kinds, in this order, than the first ones"
     try:
         lower = Lower(model, depth, prefix, pad_id, device)
         got, expected = agrees(lower)
     except (TypeError, ValueError, AttributeError, RuntimeError, IndexError, KeyError) as error:
         # any architecture may be loaded here; those that lack the doors used above say so in these ways
         return None, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    if not math.isclose(got, expected, rel_tol=1e-3):
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    if not math.isclose(got, expected, rel_tol=CLOSE.get(dtype, 1e-3)):
         return None, f"the loss without them is {got:.5f} where it is {expected:.5f}"
     return lower, ""

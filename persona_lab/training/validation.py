@@ -98,8 +98,8 @@ def summed_loss(
         chosen = [examples[index] for index in indices]
         batch = collate(chosen, len(prefix), pad_id, device)
         with computing(model):
-            states = lower.states(chosen) if lower is not None else None
-            total += batch_loss(model, batch, prefix, path, states).double().cpu()
+            loss = batch_loss(model, batch, prefix, path) if lower is None else lower.loss(chosen, batch, path)
+            total += loss.double().cpu()
         count += batch.supervised
     return float(total), count
 

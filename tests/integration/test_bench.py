@@ -36,6 +36,9 @@ def test_it_trains_evaluates_writes_and_uses_finished_runs_again(
     assert len(groups["lora"]["costs"]) == 2
     text = (tmp_path / "out" / "measured.md").read_text(encoding="utf-8")
     assert "--seeds 2" in text
+    jobs = [json.loads(file.read_text(encoding="utf-8")) for file in ready_home.root.glob("runs/*eval*/job.json")]
+    bases = [variant["base"] for job in jobs for variant in job["variants"] if variant["kind"] == "base"]
+    assert bases == [str(tiny_model)] * len(jobs)  # the base that was trained, not the starter
     assert "| lora | 2 |" in text
 
 
@@ -43,5 +46,9 @@ def test_wrong_input_is_refused_before_anything_is_trained(ready_home: Home, cli
     unknown = cli("bench-strategies", "--persona", "tam", "--strategies", "lora,lara", "--seeds", "1")
     assert unknown.returncode == 2
     assert "lara" in unknown.stderr
+    (ready_home.root / "file").touch()
+    nowhere = cli("bench-strategies", "--persona", "tam", "--out", str(ready_home.root / "file" / "x"))
+    assert nowhere.returncode == 2
+    assert "--out" in nowhere.stderr
     assert "Traceback" not in unknown.stderr
     assert not any(ready_home.root.glob("runs/*"))

@@ -7,6 +7,7 @@ import json
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,6 +116,10 @@ def test_bad_models_strategies_and_settings(cli, ready_home: Home, tmp_path: Pat
         ("say", "nobody", "--prompt", "hi"),
         ("say", "base-tam"),
         ("eval", "nobody"),
+        ("eval", "base-tam", "--evaluators", ","),
+        ("compare", "base-tam", "--out", str(fake / "x")),
+        ("plan", "--persona", "tam", "--set", "rnak=3"),
+        (*train, "lora", "--seed", str(10**20)),
         ("runs", "show", "nothing"),
         ("runs", "resume", "nothing"),
         ("variants", "delete", "nothing"),
@@ -160,6 +165,21 @@ def test_json_is_one_document_and_progress_is_elsewhere(cli, ready_home: Home, t
     assert set(row) == {"variant", "adapter", "prompt", "reply", "tokens", "seconds", "first_token_seconds", "seed"}
     assert "lora" in row["adapter"].lower()
     assert row["seed"] == 5
+
+
+def test_a_base_named_from_here_is_found_from_anywhere(ready_home: Home, tiny_model: Path) -> None:
+    from persona_lab.engine import Engine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tiny_model.parent)
+        patch.setattr("persona_lab.jobs.Supervisor.submit", lambda self, job: jobs.append(job) or job.id)
+        jobs: list[Any] = []
+        engine = Engine.open(ready_home.root)
+        try:
+            engine.train("tam", "lora", f"./{tiny_model.name}", force=True)
+        finally:
+            engine.close()
+    assert [job.base for job in jobs] == [str(tiny_model.resolve())]
 
 
 def test_plan_ranks_every_strategy(cli, ready_home: Home, tiny_model: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -341,6 +342,18 @@ def test_old_blends_are_let_go(train: Any, home: Home) -> None:
     for step in range(11):
         in_use(with_blend(variant, {"mood": step / 10}), home)
     assert len(list((home.root / "cache" / "blends").iterdir())) <= 8
+
+
+def test_a_blend_that_was_just_asked_for_outlives_the_next_one(train: Any, home: Home) -> None:
+    _, variant = train()
+    asked = [with_blend(variant, {"mood": step / 10}) for step in range(9)]
+    for age, one in enumerate(asked[:8]):
+        folder = Path(in_use(one, home).path)
+        os.utime(folder, (1_700_000_000 + age, 1_700_000_000 + age))
+    first, new = in_use(asked[0], home), in_use(asked[8], home)  # two panes of one message
+    assert (Path(first.path) / "adapter_config.json").is_file()
+    assert (Path(new.path) / "adapter_config.json").is_file()
+    assert len(list((home.root / "cache" / "blends").iterdir())) == 8
 
 
 def test_a_lost_aspect_is_named(train: Any, home: Home) -> None:

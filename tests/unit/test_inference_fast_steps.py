@@ -208,6 +208,42 @@ def test_an_adapter_that_is_not_finite_does_not_reach_the_other_rows(
     assert "not finite" in caplog.text
 
 
+def test_an_adapter_that_is_not_finite_does_not_reach_the_base_beside_it_or_later(tiny_model: Path, home: Home) -> None:
+    model, renderer = load(tiny_model, home)
+    tuned = with_adapters(model)
+    rows, prefixes = [PROMPTS[0], PROMPTS[0]], PrefixCache()
+
+    def base(beside: str) -> str:
+        memory = DecodingMemory(None, prefixes, ["base", beside])
+        return generate(tuned, renderer, rows, GREEDY, adapter_names=[BASE, beside], memory=memory)[0].text
+
+    for module in tuned.modules():
+        if hasattr(module, "lora_B"):
+            module.lora_B["two"].weight.fill_(float("inf"))
+    with tuned.disable_adapter():
+        expected = generate(model, renderer, rows[:1], GREEDY)[0].text
+    assert base("two") == expected  # first of all, so that nothing is known of the model yet
+    assert base("one") == expected
+    assert base("two") == expected
+    memory = DecodingMemory(None, prefixes, ["base"])
+    assert generate(tuned, renderer, rows[:1], GREEDY, adapter_names=[BASE], memory=memory)[0].text == expected
+
+
+def test_one_broken_adapter_does_not_send_the_others_to_the_plain_loop(
+    tiny_model: Path, home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, renderer = load(tiny_model, home)
+    tuned = with_adapters(model)
+    for module in tuned.modules():
+        if hasattr(module, "lora_B"):
+            module.lora_B["two"].weight.fill_(float("nan"))
+    generate(tuned, renderer, PROMPTS[:2], GREEDY, adapter_names=["one", "two"])
+    assert "plain loop" in caplog.text
+    caplog.clear()
+    generate(tuned, renderer, PROMPTS[:2], GREEDY, adapter_names=["one", "three"])
+    assert "plain loop" not in caplog.text
+
+
 def test_what_cannot_be_mixed_is_left_to_the_plain_loop_with_a_reason(
     tiny_model: Path, home: Home, caplog: pytest.LogCaptureFixture
 ) -> None:

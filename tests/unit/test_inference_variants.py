@@ -99,6 +99,25 @@ def test_a_mixed_batch_says_what_each_variant_says_alone(
     assert len(set(alone)) == 3
 
 
+def test_joined_adapters_outlive_a_message_to_the_base_alone(
+    base: BaseModelInfo, machine: Machine, home: Home, adapter: Callable[..., Variant]
+) -> None:
+    host = VariantHost(base, machine, home)
+    variants = [adapter("one", 1), adapter("two", 2)]
+
+    def learning() -> int:
+        with host.model_for_batch(variants) as (model, _):
+            return sum(parameter.requires_grad for parameter in model.parameters())
+
+    assert learning() == 0
+    with host.model_for(None):
+        pass
+    assert learning() == 0
+    with host.model_for(variants[0]):
+        pass
+    assert learning() == 0
+
+
 def test_dora_answers_alone(base: BaseModelInfo, machine: Machine, home: Home, adapter: Callable[..., Variant]) -> None:
     host = VariantHost(base, machine, home)
     dora = adapter("dora", 3, use_dora=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from persona_lab.advisor import FEW, Advisor, Outcome, outcomes_of, packaged_evidence
-from persona_lab.errors import WillNotFit
+from persona_lab.errors import BadSetting, WillNotFit
 from persona_lab.planning import plan_strategies
 from persona_lab.plugins import Plugins
 from persona_lab.training.remedies import memory_available, refuse_misfit
@@ -145,6 +145,26 @@ def test_a_time_budget_is_kept(rows_of: Callable[..., list[PlanRow]]) -> None:
     assert rows[0].strategy == "prompt"
     late = next(row for row in rows if row.strategy == "lora")
     assert "more than the 0.6 you have" in late.reason
+    assert rows[0].recommended
+
+
+def test_what_takes_too_long_is_not_recommended_and_the_soonest_comes_first(
+    rows_of: Callable[..., list[PlanRow]],
+) -> None:
+    rows = rows_of(count=200, advisor=Advisor(minutes=0.01))
+    assert not any(row.recommended for row in rows)
+    usable = [row.seconds for row in rows if row.fits]
+    assert usable == sorted(usable)
+
+
+def test_a_setting_that_no_strategy_has_is_refused(
+    plugins: Plugins, persona: Persona, conversations_factory: Callable[..., Any]
+) -> None:
+    dataset = data(conversations_factory, 40)
+    with pytest.raises(BadSetting, match="did you mean 'rank'"):
+        plan_strategies(plugins, plugins.all("strategy"), persona, dataset, BASE, CPU, {"rnak": "3"}, False)
+    rows = plan_strategies(plugins, plugins.all("strategy"), persona, dataset, BASE, CPU, {"rank": "3"}, False)
+    assert len(rows) == len(plugins.all("strategy"))
 
 
 def test_without_a_gpu_qlora_comes_last_and_says_why(rows_of: Callable[..., list[PlanRow]]) -> None:
@@ -173,6 +193,8 @@ def test_ones_own_runs_count_before_ours(rows_of: Callable[..., list[PlanRow]]) 
 
     rows = rows_of(advisor=Advisor(own=(outcome("full", 0.2), outcome("lora", 0.05))))
     assert rows[0].strategy == "full"
+    alike = rows_of(advisor=Advisor(own=(outcome("full", 0.2), outcome("lora", 0.17))))
+    assert alike[0].strategy == "lora"  # intervals that overlap cannot be told apart: then its own rank decides
     assert any(line.startswith("Your own: specificity +0.200") for line in rows[0].evidence)
 
 

@@ -16,7 +16,7 @@ from persona_lab.errors import BadInput, Cancelled, Diverged
 from persona_lab.training import randomness
 from persona_lab.training.checkpoints import CheckpointStore
 from persona_lab.training.fit import Fit, Material
-from persona_lab.training.lora import attach_lora
+from persona_lab.training.lora import attach_lora, train_layers
 from persona_lab.training.masters import Masters
 from persona_lab.training.schedule import learning_rate
 from persona_lab.training.validation import Foils
@@ -264,6 +264,38 @@ def test_nothing_to_train_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     nothing = Material([], [], 0, "cpu", False, 0, tmp_path, *[lambda *a, **k: None] * 5)
     with pytest.raises(BadInput, match="no training conversation"):
         Fit(torch.nn.Linear(2, 2), SETTINGS, "train", nothing)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_frozen_lower_layers_are_left_out_of_steps_and_validations(
+    dtype: torch.dtype, tiny_model: Path, conversations_factory: Callable[..., Any], tmp_path: Path
+) -> None:
+    """And both give what the whole model gives."""
+    renderer = ChatRenderer(tiny_model)
+    rendered = [renderer.render([SYSTEM, *c.messages]) for c in conversations_factory(28)]
+    said: list[str] = []
+    runs: dict[str, list[int]] = {}
+    results = {}
+    for way in ("kept", "whole"):
+        model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=dtype)
+        depth = model.config.num_hidden_layers - 1
+        train_layers(model, [depth])
+        runs[way] = []
+        model.model.layers[0].register_forward_pre_hook(lambda *_, seen=runs[way]: seen.append(1))
+        material = Material(
+            rendered[6:], rendered[:6], 0, "cpu", False, 3, tmp_path / way, lambda *a, **k: None,
+            lambda text, level="info": said.append(text), *[lambda *a: None] * 3,
+            free_bytes=1 << 40 if way == "kept" else 1,
+        )  # fmt: skip
+        fit = Fit(model, SETTINGS.model_copy(update={"checkpointing": "off", "epochs": 8}), "train", material)
+        results[way] = fit.run()
+        assert (fit.lower is not None) == (way == "kept")
+    assert sum("are run in every step: to keep what they give would take" in text for text in said) == 1
+    assert len(runs["kept"]) < len(runs["whole"]) / 2  # each example once, whatever comes after
+    assert results["kept"].steps == results["whole"].steps
+    near = 1e-5 if dtype == torch.float32 else 3e-3
+    assert results["kept"].validation_after == pytest.approx(results["whole"].validation_after, rel=near)
+    assert results["kept"].train_loss == pytest.approx(results["whole"].train_loss, rel=near)
 
 
 def test_learning_rate_rises_then_falls() -> None:

@@ -14,7 +14,7 @@ from persona_lab.datasets.rendering import ChatRenderer
 from persona_lab.training.batches import batches_of_epoch, collate, shared_prefix, sorted_batches
 from persona_lab.training.lora import attach_lora, train_layers
 from persona_lab.training.loss import head_loss
-from persona_lab.training.lower import Lower, frozen_depth
+from persona_lab.training.lower import Lower, frozen_depth, lower_for
 from persona_lab.training.memory import Recompute
 from persona_lab.training.packing import EVEN
 from persona_lab.training.paths import LossPath, batch_loss, choose_path, prepared
@@ -181,6 +181,23 @@ def test_kept_states_of_the_frozen_layers_change_nothing(
     assert loss.item() == pytest.approx(expected_loss, rel=1e-5)
     assert float((got - expected).norm() / expected.norm()) < 1e-4
     assert len(model.get_decoder().layers) == depth + 1  # all layers are back
+
+
+def test_layers_of_other_kinds_in_another_order_are_not_left_out() -> None:
+    """Gemma3 and others look up by a layer's place in the list whether it sees all or a window."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    config = Gemma3TextConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=8, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, sliding_window=8,
+    )  # fmt: skip
+    model = Gemma3ForCausalLM(config)
+    examples = [Rendered(ids=tuple(range(1, 20)), mask=(False,) * 10 + (True,) * 9)]
+    for first, alike in ((4, False), (6, True)):  # every sixth layer sees everything
+        train_layers(model, range(first, 8))
+        lower, why = lower_for(model, examples, (), 0, "cpu", lambda _: (1.0, 1.0))
+        assert (lower is not None) == alike
+        assert alike or "other kinds" in why
 
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
