@@ -59,6 +59,7 @@ class _Attention:
 
     def __init__(self) -> None:
         self.packing: Packing | None = None
+        self.packed_calls = 0
 
     def attend(self, module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any) -> Any:
         """transformers' calling convention."""
@@ -66,6 +67,7 @@ class _Attention:
             return grouped_attention(module, query, key, value, attention_mask, **options)
         if attention_mask is not None:
             raise ValueError("a packed pass takes no mask")
+        self.packed_calls += 1
         return packed_attention(self.packing, module, query, key, value, **options)
 
     def mask(self, *arguments: Any, **options: Any) -> torch.Tensor | None:
@@ -74,6 +76,11 @@ class _Attention:
 
 
 _ATTENTION = _Attention()
+
+
+def packed_calls() -> int:
+    """How often a layer has attended through a packing so far, in this process."""
+    return _ATTENTION.packed_calls
 
 
 def packed(packing: Packing) -> AbstractContextManager[None]:

@@ -25,7 +25,7 @@ from persona_lab.training.checkpoints import CheckpointStore
 from persona_lab.training.guards import advice, ran_away, refuse_nonsense
 from persona_lab.training.lower import Lower, lower_for
 from persona_lab.training.masters import Masters
-from persona_lab.training.memory import Recompute, peak_memory
+from persona_lab.training.memory import Recompute, StepSize, peak_memory
 from persona_lab.training.paths import LossPath, batch_loss, choose_path, computing, prepared
 from persona_lab.training.schedule import learning_rate, search_rate
 from persona_lab.training.validation import Foils, Measured, Validator, summed_loss
@@ -188,6 +188,9 @@ class Fit:
         interval = max(1, round(self.per_epoch / self.settings.evaluations_per_epoch))
         progress = self.progress
         while progress.step < self.total:
+            if progress.without_best >= self.settings.patience and self.settings.keep != "last":
+                self.material.say(f"Stopped after step {progress.step}: no better weights for a while.")
+                return "patience"
             started = time.perf_counter()
             try:
                 self._step()
@@ -201,9 +204,6 @@ class Fit:
                 self._evaluate()
             if progress.step < self.total and self.material.enough():
                 return self._ended_on_request(measured)
-            if progress.without_best >= self.settings.patience and self.settings.keep != "last":
-                self.material.say(f"Stopped after step {progress.step}: no better weights for a while.")
-                return "patience" if progress.step < self.total else ""
         return ""
 
     def _ended_on_request(self, measured: bool) -> str:
@@ -220,7 +220,9 @@ class Fit:
         Raises:
             Diverged
         """
-        if self.progress.best_step == 0:
+        progress = self.progress
+        # the last weights, if those are to be kept, are of the time when it ran away
+        if progress.best_step == 0 or (self.settings.keep == "last" and not progress.best < progress.before):
             raise Diverged(what, "" if "learning rate" in what else advice(self.progress.rate))
         self.material.say(f"{what} The weights of step {self.progress.best_step} are kept.", "warning")
         return "diverged"
@@ -254,12 +256,18 @@ class Fit:
             Diverged: the loss or its gradient is not a number; nothing was moved.
         """
         material = self.material
-        batch = collate(chosen, len(self.prefix), material.pad_id, material.device)
         self.model.train()
-        self.recompute.decide(batch.ids.numel() + len(self.prefix), material.free_bytes, material.say)
+        width = max(len(example.ids) for example in chosen) - len(self.prefix)
+        step = StepSize(len(chosen), width, len(self.prefix), self.path.keeps_scores())
+        self.recompute.decide(step, material.free_bytes - self.masters.step_bytes(), material.say)
+        path, prefix = self.path, self.prefix
+        if self.recompute.active and path.name == "prefix":
+            # transformers keeps no keys and values where layers are run again: every example reads the prefix itself
+            path, prefix = LossPath("head", path.attention), ()
+        batch = collate(chosen, len(prefix), material.pad_id, material.device)
         with computing(self.model, material.bf16):
             if self.lower is None:
-                loss = batch_loss(self.model, batch, self.prefix, self.path)
+                loss = batch_loss(self.model, batch, prefix, path)
             else:
                 loss = self.lower.loss(chosen, batch, self.path)
         loss = loss / batch.supervised

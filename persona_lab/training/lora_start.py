@@ -73,6 +73,7 @@ def _keep(weight: torch.nn.Parameter, start: int, dimension: int) -> None:
         return gradient
 
     weight.register_hook(masked)
+    weight.fixed = (dimension, start, weight.shape[dimension] - start)  # for `narrow`
     weight.untrained = weight.numel() * (weight.shape[dimension] - start) // weight.shape[dimension]
 
 

@@ -23,8 +23,11 @@ OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 MOMENTS = ("exp_avg", "exp_avg_sq")
 PIECE = 1 << 18
 """Weights moved at once on a CPU: few enough for weight, gradient and both moments to stay in a core's cache."""
+LARGE_PIECE = 1 << 26
+"""Elsewhere: enough to keep a device busy, few enough for the fp32 copies of a step to be small beside the rest."""
 NOISE = 2 * PIECE
 """Random bits drawn for a step; every piece takes a stretch of them from a random place."""
+LOW_MEMORY_ALONE = "low_memory rounds both moments at random; 8-bit optimizers keep moments of their own."
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
@@ -45,6 +48,8 @@ class Masters:
         optimizer: OptimizerName = "adamw",
         low_memory: bool = False,
     ) -> None:
+        if low_memory and optimizer != "adamw":
+            raise BadSetting(LOW_MEMORY_ALONE, "Choose one of the two: low_memory, or 8-bit moments.")
         self.working = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.weight_decay = weight_decay
         self.low_memory = low_memory
@@ -54,6 +59,9 @@ class Masters:
         self.quantized = None if optimizer == "adamw" else _eight_bit(optimizer, self.weights, weight_decay)
         self.generator = torch.Generator()
         self.noise = torch.zeros(0, dtype=torch.int32)
+        # parts that a start like PiSSA's wants as they are, which weight decay would move all the same
+        self.fixed = {name: p.fixed for name, p in self.working.items() if weight_decay and hasattr(p, "fixed")}
+        self.as_they_were = {name: self.weights[name].narrow(*at).clone() for name, at in self.fixed.items()}
 
     def _master(self, weight: torch.nn.Parameter) -> torch.Tensor:
         kept = weight.dtype == torch.float32 or self.low_memory
@@ -77,9 +85,16 @@ class Masters:
             else:
                 for group in self._groups():
                     self._move(group, learning_rate, scale)
+            self._put_back()
         for working in self.working.values():
             working.grad = None
         return norm
+
+    @torch.no_grad()
+    def _put_back(self) -> None:
+        for name, at in self.fixed.items():
+            self.weights[name].narrow(*at).copy_(self.as_they_were[name])
+            self.working[name].narrow(*at).copy_(self.as_they_were[name])
 
     @torch.no_grad()
     def _norm(self) -> float:
@@ -105,7 +120,7 @@ class Masters:
             for piece in zip(*(tensor.reshape(-1).split(limit) for tensor in tensors), strict=True):
                 group.append(piece)
                 size += piece[0].numel()
-                if size >= PIECE and working.device.type == "cpu":
+                if size >= (PIECE if working.device.type == "cpu" else LARGE_PIECE):
                     yield group
                     group, size = [], 0
         if group:
@@ -184,6 +199,13 @@ class Masters:
         """Set the trained weights; masters are left alone."""
         for name, working in self.working.items():
             working.copy_(weights[name])
+
+    def step_bytes(self) -> int:
+        """What a step takes beside activations, and may not have taken yet: gradients, masters, moments."""
+        own = sum(p.nbytes for p in self.working.values())
+        masters = 0 if self.low_memory else sum(w.nbytes for w in self.weights.values()) - own
+        moments = sum(2 * w.nbytes for w in self.weights.values())
+        return own + max(masters, 0) + moments
 
     def checkpoint_bytes(self) -> int:
         """Of `state` and the best weights, once there are moments."""

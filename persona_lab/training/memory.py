@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,6 +49,19 @@ def _first_line(error: BaseException) -> str:
     return text.splitlines()[0][:200] if text else type(error).__name__
 
 
+@dataclass(frozen=True)
+class StepSize:
+    """What a step runs over: examples, tokens of the longest behind the prefix, the prefix's.
+
+    `scores`: attention keeps its weights for the way back.
+    """
+
+    rows: int
+    width: int
+    prefix: int
+    scores: bool
+
+
 class Recompute:
     """Activation checkpointing (Chen et al. 2016, https://arxiv.org/abs/1604.06174) of a model, switched on once
     memory asks for it: layers keep only what enters them, and are run again on the way back.
@@ -74,13 +88,13 @@ class Recompute:
             self.inner.gradient_checkpointing_disable()
             self.active = False
 
-    def decide(self, tokens: int, free_bytes: int, say: Callable[[str], None]) -> None:
-        """Switch it on if a step over so many tokens would need too much."""
+    def decide(self, step: StepSize, free_bytes: int, say: Callable[[str], None]) -> None:
+        """Switch it on if a step would need too much."""
         if self.active or self.wish != "auto" or self.inner is None:
             return
-        needed = tokens * activation_bytes(self.inner)
+        needed = activation_bytes(self.inner, step)
         if needed > self.SHARE * free_bytes:
-            have = f"{needed / 1e9:.1f} GB of activations would not fit into {free_bytes / 1e9:.1f} GB"
+            have = f"{needed / 1e9:.1f} GB of activations would not fit into {max(free_bytes, 0) / 1e9:.1f} GB"
             say(f"Activations are recomputed from here on, which is slower: {have}.")
             self._switch_on()
 
@@ -92,13 +106,17 @@ class Recompute:
         self.active = True
 
 
-def activation_bytes(model: Any) -> int:
-    """Roughly what a training step keeps for each token: eight states and four of the MLP's in each layer."""
+def activation_bytes(model: Any, step: StepSize) -> int:
+    """Roughly what a training step keeps: eight states and four of the MLP's of each token and layer, and each head's
+    weights of every example's tokens on the prefix and each other."""
     config = model.config.get_text_config()
     hidden = config.hidden_size
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
     width = next(p.element_size() for p in model.parameters() if p.is_floating_point())
-    return int(config.num_hidden_layers * width * (8 * hidden + 4 * inner))
+    states = (step.rows * step.width + step.prefix) * (8 * hidden + 4 * inner)
+    pairs = step.rows * step.width * (step.prefix + step.width) + step.prefix**2
+    scores = pairs * getattr(config, "num_attention_heads", 0) if step.scores else 0
+    return int(config.num_hidden_layers * width * (states + scores))
 
 
 def recompute_contexts() -> tuple[Any, Any]:

@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from persona_lab.models.work import CHECKED_EXAMPLES, PLAIN_BATCH
-from persona_lab.training.attention import own_attention, packed
+from persona_lab.training.attention import own_attention, packed, packed_calls
 from persona_lab.training.batches import Batch, collate, shared_prefix
 from persona_lab.training.kernels import fused
 from persona_lab.training.loss import head_loss
@@ -48,6 +48,10 @@ class LossPath:
     def uses_prefix(self) -> bool:
         """Whether batches come without the tokens they share."""
         return self.name in ("packed", "prefix")
+
+    def keeps_scores(self) -> bool:
+        """Whether attention keeps who looks how much at whom for the way back, as our own does."""
+        return self.name == "packed" or self.attention
 
 
 def batch_loss(
@@ -114,6 +118,9 @@ def choose_path(
     prefix = shared_prefix(examples)
     plain = LossPath("plain")
     expected = _loss_of(model, few, (), pad_id, device, plain)
+    if not math.isfinite(expected):
+        log(f"The loss of the model as it is is {expected}: nothing can be compared with it, so its own way is taken.")
+        return plain
     tolerance = RELATIVE_ERROR.get(_compute_type(model), 1e-2)
     for path in candidates:
         why = _difference(model, few, prefix, pad_id, device, path, expected, tolerance)
@@ -152,6 +159,7 @@ def _difference(
     tolerance: float,
 ) -> str:
     """Why this path cannot stand in for the plain one; empty when it can."""
+    before = packed_calls()
     try:
         got = _loss_of(model, few, prefix if path.uses_prefix() else (), pad_id, device, path)
     except (torch.OutOfMemoryError, MemoryError):
@@ -159,6 +167,11 @@ def _difference(
     except (TypeError, ValueError, AttributeError, RuntimeError, IndexError, KeyError) as error:
         # Any architecture may be loaded here; those that lack the doors used above say so in these ways.
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    layers = inner.config.get_text_config().num_hidden_layers
+    if path.name == "packed" and packed_calls() - before < layers:
+        # what else mixes tokens knows nothing of the examples' borders in the row, and one loss hardly shows it
+        return f"{packed_calls() - before} of its {layers} layers attend through transformers' attention interface"
     if not math.isclose(got, expected, rel_tol=tolerance):
         return f"its loss is {got:.5f} where the model's own is {expected:.5f}"
     return ""

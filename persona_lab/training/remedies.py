@@ -23,7 +23,7 @@ CHEAPER = "less_memory.json"
 """In a run's folder: what `after_all` found before it trained, as {"strategy", "changes", "told"}."""
 Verdict = Literal["fits", "unsure", "too much"]
 # least harm first: slower but the same result; smaller steps; less of each conversation; less to learn with
-LOSSLESS = ("checkpointing", "low_memory")
+CAREFUL = ("checkpointing", "low_memory")
 OTHERS = (
     ("qlora", "the base in 4 bits"),
     ("lora", "trains an adapter in place of the weights"),
@@ -92,11 +92,17 @@ class Remedies:
         return tuple(found)
 
     def _settings(self, config: Any) -> Iterator[tuple[dict[str, Any], str]]:
-        for name in LOSSLESS:
-            if name in type(config).model_fields and not getattr(config, name):
-                yield {name: True}, "slower, the same result"
+        for name, value in self._careful(config).items():
+            same = "slower, the same result" if name == "checkpointing" else "no fp32 copies: updates rounded at random"
+            yield {name: value}, same
         for size in _halves(getattr(config, "batch_size", 1), 1):
             yield {"batch_size": size}, "smaller corrections, a little slower"
+
+    def _careful(self, config: Any) -> dict[str, Any]:
+        """What is not switched on yet: `on` in our own fit settings, True where a plugin has a plain switch."""
+        fields = type(config).model_fields
+        wanted = {name: True if fields[name].annotation is bool else "on" for name in CAREFUL if name in fields}
+        return {name: value for name, value in wanted.items() if getattr(config, name) != value}
 
     def _lengths(self, config: Any) -> Iterator[tuple[dict[str, Any], str]]:
         """Shorter conversations, from what the longest really is."""
@@ -108,7 +114,7 @@ class Remedies:
     def _together(self, config: Any) -> Iterator[tuple[dict[str, Any], str]]:
         """Everything that keeps the strategy, the least of it first."""
         fields = type(config).model_fields
-        change: dict[str, Any] = {name: True for name in LOSSLESS if name in fields}
+        change = self._careful(config)
         change |= {"batch_size": 1} if "batch_size" in fields else {}
         yield change, "slower, smaller corrections"
         limit = min(getattr(config, "max_tokens", 0), self._longest())

@@ -95,7 +95,7 @@ def test_the_least_harm_comes_first(rows_of: Callable[..., list[PlanRow]]) -> No
     assert lora.fits  # it may just fit: a warning
     assert [p.severity for p in lora.problems if "memory" in p.message] == ["warning"]
     assert lora.changes[0].strategy == "lora"
-    assert lora.changes[0].set in ({"batch_size": 2}, {"checkpointing": True})
+    assert lora.changes[0].set == {"checkpointing": "on"}
 
 
 def test_nothing_helps_a_base_that_is_too_large(rows_of: Callable[..., list[PlanRow]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +13,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from persona_lab.datasets.rendering import ChatRenderer
-from persona_lab.errors import BadInput, Cancelled, Diverged
+from persona_lab.errors import BadInput, BadSetting, Cancelled, Diverged
 from persona_lab.training import randomness
 from persona_lab.training.checkpoints import CheckpointStore
 from persona_lab.training.fit import Fit, Material
 from persona_lab.training.lora import attach_lora, train_layers
 from persona_lab.training.masters import Masters
+from persona_lab.training.paths import LossPath
 from persona_lab.training.schedule import learning_rate
-from persona_lab.training.validation import Foils
+from persona_lab.training.validation import Foils, Measured
 from persona_lab.types import FitResult, FitSettings, Message
 
 SYSTEM = Message(role="system", content="You are Tamsin Quill, a retired cartographer who folds every answer.")
@@ -162,6 +164,21 @@ def test_the_best_weights_are_kept_when_training_goes_wrong(fit: Callable[..., A
     assert float((weights(model) - weights(fresh)).abs().max()) < 1e-6
 
 
+@pytest.mark.parametrize("checkpointing", ["on", "auto"])
+def test_layers_that_are_run_again_read_the_shared_prompt_too(
+    fit: Callable[..., Any], checkpointing: str, monkeypatch: Any
+) -> None:
+    """The path with keys and values of the prefix: transformers drops these while it checkpoints."""
+    monkeypatch.setattr("persona_lab.training.fit.choose_path", lambda *_: LossPath("prefix"))
+    monkeypatch.setattr("persona_lab.training.fit.Masters.step_bytes", lambda self: 1 << 62)  # no memory is left
+    exact = SETTINGS.model_copy(update={"checkpointing": "off"})
+    _, expected, _ = fit(settings=exact, dropout=0)
+    again = SETTINGS.model_copy(update={"checkpointing": checkpointing})
+    _, result, _ = fit(folder="again", settings=again, dropout=0)
+    assert result.train_loss == pytest.approx(expected.train_loss, rel=1e-4)
+    assert result.validation_after == pytest.approx(expected.validation_after, rel=1e-4)
+
+
 def test_small_updates_are_not_lost_in_bf16_weights() -> None:
     model = torch.nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
     torch.nn.init.ones_(model.weight)
@@ -197,6 +214,20 @@ def test_weights_can_be_kept_by_specificity_and_resumed(fit: Callable[..., Any])
 def test_the_last_weights_can_be_kept(fit: Callable[..., Any]) -> None:
     _, result, _ = fit(settings=SETTINGS.model_copy(update={"keep": "last"}))
     assert result.best_step == result.steps
+
+
+def test_a_run_that_goes_astray_has_no_last_weights_worth_keeping(fit: Callable[..., Any], monkeypatch: Any) -> None:
+    monkeypatch.setattr("persona_lab.training.fit.ran_away", lambda losses: len(losses) == 9)
+    losses = itertools.count(5)
+    monkeypatch.setattr("persona_lab.training.fit.Validator.measure", lambda self: Measured(next(losses)))
+    with pytest.raises(Diverged, match="ran away by step 9"):
+        fit(settings=SETTINGS.model_copy(update={"keep": "last"}))
+
+
+def test_8_bit_moments_and_low_memory_exclude_each_other(tiny_model: Path, fit: Callable[..., Any]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16)
+    with pytest.raises(BadSetting, match="low_memory"):
+        Masters(model, 0.0, "adamw_8bit", low_memory=True)
 
 
 def test_a_run_that_goes_astray_keeps_what_was_good_before_it(fit: Callable[..., Any], monkeypatch: Any) -> None:

@@ -15,7 +15,7 @@ from persona_lab.training.batches import batches_of_epoch, collate, shared_prefi
 from persona_lab.training.lora import attach_lora, train_layers
 from persona_lab.training.loss import head_loss
 from persona_lab.training.lower import Lower, frozen_depth, lower_for
-from persona_lab.training.memory import Recompute
+from persona_lab.training.memory import Recompute, StepSize, activation_bytes
 from persona_lab.training.packing import EVEN
 from persona_lab.training.paths import LossPath, batch_loss, choose_path, prepared
 from persona_lab.types import Conversation, Message, Rendered
@@ -110,6 +110,34 @@ def test_choose_path_falls_back_and_says_why(
     assert path == PLAIN
     assert said
     assert "its loss is" in said[0]
+
+
+def test_a_model_whose_tokens_meet_outside_the_attention_interface_is_not_packed(
+    tiny_model: Path, conversations_factory: Callable[..., Any]
+) -> None:
+    """BLOOM attends by itself: in one row its examples would see each other, which a mean loss hardly shows."""
+    from transformers import BloomConfig, BloomForCausalLM
+
+    examples = rendered(tiny_model, conversations_factory(5))
+    vocabulary = AutoModelForCausalLM.from_pretrained(tiny_model).config.vocab_size
+    model = BloomForCausalLM(BloomConfig(vocab_size=vocabulary, hidden_size=32, n_layer=2, n_head=4))
+    said: list[str] = []
+    path = choose_path(model, examples, 0, "cpu", said.append, True)
+    assert path.name != "packed"
+    model.to(torch.bfloat16)
+    said.clear()
+    assert choose_path(model, examples, 0, "cpu", said.append).name != "packed"
+    assert "0 of its 2 layers attend through transformers' attention interface" in " ".join(said)
+
+
+def test_long_conversations_need_more_than_their_tokens(tiny_model: Path) -> None:
+    """As packed attention keeps: each head's weights of all pairs."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    config = model.config
+    short, long = (activation_bytes(model, StepSize(1, width, 0, True)) for width in (100, 1000))
+    assert long > 10 * short
+    pairs = 1000**2 * config.num_attention_heads * config.num_hidden_layers * 4
+    assert long - activation_bytes(model, StepSize(1, 1000, 0, False)) == pairs
 
 
 def test_head_loss_equals_cross_entropy_for_any_head() -> None:
@@ -214,9 +242,9 @@ def test_recomputed_activations_give_the_same_gradients(
     said: list[str] = []
     model.train()  # layers are recomputed in training mode only; this model drops nothing
     with prepared(model, path), recompute:
-        recompute.decide(100, free_bytes=1 << 50, say=said.append)
+        recompute.decide(StepSize(4, 25, 0, True), free_bytes=1 << 50, say=said.append)
         assert not recompute.active
-        recompute.decide(100, free_bytes=1000, say=said.append)
+        recompute.decide(StepSize(4, 25, 0, True), free_bytes=1000, say=said.append)
         assert recompute.active
         assert "recomputed" in said[0]
         loss = batch_loss(model, batch, prefix, path) / batch.supervised

@@ -48,6 +48,11 @@ class FullStrategy(Strategy):
         from persona_lab.api import data_problems
 
         problems = data_problems(config, dataset)
+        if config.low_memory and config.optimizer != "adamw":
+            message = (
+                f"low_memory and optimizer={config.optimizer} cannot be used together: each has moments of its own."
+            )
+            problems.append(Problem(message=message, fix="Choose one of the two.", field="optimizer"))
         if config.learning_rate > 5e-4:
             message = f"A learning rate of {config.learning_rate:g} is likely to damage the whole model."
             problems.append(Problem(message=message, fix="Use 1e-4.", field="learning_rate", severity="warning"))
