@@ -158,9 +158,8 @@ def _read(path: Path) -> _File:
 def rates_from(base: BaseModelInfo, machine: Machine, adapter: KindTimes, full: KindTimes | None) -> Rates:
     """Rates from what both kinds of step took; without `full`, all-weights steps are worked out from the adapter's."""
     shape = shape_of(base)
-    on_cpu = machine.device == "cpu"
-    light = _step_rates(adapter, Kind(adapter.trainable, False, scores=on_cpu), shape, machine)
-    heavy = _step_rates(full, Kind(full.trainable, True, scores=on_cpu), shape, machine) if full else light
+    light = _step_rates(adapter, Kind(adapter.trainable, False), shape, machine)
+    heavy = _step_rates(full, Kind(full.trainable, True), shape, machine) if full else light
     extra = max(heavy.step_seconds - light.step_seconds, 0.0) if full else 0.0
     more = max(heavy.trainable - light.trainable, 1)
     validated = [kind.long for kind in (adapter, full) if kind and kind.long.validation_seconds]

@@ -83,7 +83,6 @@ def estimate_training(
         min(max(depth, 0.0), 1.0),
         checkpointing=_on(config, "checkpointing"),
         low_memory=_on(config, "low_memory"),
-        scores=machine.device == "cpu",
     )
     known = machine.measured or Measured()
     rates = known.rates or prior_rates(machine, shape)

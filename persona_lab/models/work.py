@@ -117,8 +117,6 @@ class Kind:
     depth: float = 1.0
     checkpointing: bool = False
     low_memory: bool = False
-    scores: bool = True
-    """Attention keeps its scores for the backward pass, as on a CPU; an accelerator's computes them again."""
 
 
 def shape_of(base: BaseModelInfo) -> Shape:
@@ -280,7 +278,7 @@ def activation_bytes(batch: BatchShape, shape: Shape, kind: Kind, width: int) ->
     kept = shape.layers * kind.depth
     per_token = 8 * shape.hidden + 4 * shape.inner
     pairs = batch.rows * batch.width * (batch.prefix + batch.width) + batch.prefix**2
-    scores = shape.heads * pairs if kind.scores else 0
+    scores = shape.heads * pairs  # which packed attention keeps, on every device
     layers = kept * width * (batch.tokens * per_token + scores)
     if kind.checkpointing:  # only each layer's input is kept, and one layer is computed at a time
         layers = kept * width * batch.tokens * shape.hidden + layers / max(kept, 1)
