@@ -47,9 +47,9 @@ def info(folder: Path) -> BaseModelInfo:
     return BaseModelInfo(id=str(folder), key="tiny", name="tiny", path=str(folder), ready=True, config=config)
 
 
-def train(model: Any, steps: int = 4, rate: float = 2e-2) -> None:
+def train(model: Any, steps: int = 4, rate: float = 2e-2, weight_decay: float = 0.0) -> None:
     """A few steps as the fit loop takes them: fp32 masters under the working weights."""
-    masters = Masters(model, weight_decay=0.0)
+    masters = Masters(model, weight_decay)
     for _ in range(steps):
         model(input_ids=IDS, labels=IDS).loss.backward()
         masters.step(rate, max_norm=1.0)
@@ -142,6 +142,17 @@ def test_a_kept_start_trains_as_pefts_residual_does(
     for half, first in zip(halves, starts, strict=True):
         torch.testing.assert_close(half[4:].abs(), first[4:].abs(), atol=1e-3, rtol=1e-2)  # a randomised SVD's signs
         assert (half[:4].abs() - half[4:].abs()).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_weight_decay_leaves_the_half_alone_that_is_kept(dtype: torch.dtype, tiny_model: Path) -> None:
+    model = attach_lora(load(tiny_model, dtype), rank=4, alpha=4, initialisation="pissa")
+    both = [m.lora_A["default"].weight for m in model.modules() if hasattr(m, "lora_A")]
+    before = [weight.detach().clone() for weight in both]
+    train(model, rate=1e-2, weight_decay=0.5)
+    for weight, first in zip(both, before, strict=True):
+        assert torch.equal(weight[4:], first[4:])
+        assert not torch.equal(weight[:4], first[:4])
 
 
 def test_a_rank_beyond_a_weights_own_trains_the_rest_plainly(tiny_model: Path) -> None:

@@ -112,6 +112,16 @@ def test_only_a_gpu_is_offered_four_bits(rows_of: Callable[..., list[PlanRow]]) 
     assert memory_available(gpu) == 3 * GIB
 
 
+def test_low_memory_and_8_bit_moments_are_refused_before_anything_starts(
+    plugins: Plugins, persona: Persona, conversations_factory: Callable[..., Any]
+) -> None:
+    parts, dataset = [plugins.get("strategy", "full")], data(conversations_factory, 40)
+    both = {"low_memory": True, "optimizer": "adamw_8bit"}
+    (row,) = plan_strategies(plugins, parts, persona, dataset, BASE, CPU, both, True)
+    assert not row.fits
+    assert "moments of its own" in row.reason
+
+
 def test_a_misfit_is_refused_with_what_would_fit(
     plugins: Plugins, persona: Persona, conversations_factory: Callable[..., Any]
 ) -> None:
