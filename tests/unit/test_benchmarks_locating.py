@@ -35,6 +35,28 @@ def test_a_criterion_is_compared_at_the_rate_that_the_validation_loss_chooses(lo
     assert said == "| last | 2 | -0.250 | +0.000 | +0.050 | 1.50 |"
 
 
+def test_what_is_shipped_is_compared_whatever_the_validation_loss_says(locating: Any) -> None:
+    criterion, rate = locating.SHIPPED
+    rows = [row(locating.FULL, 0, 0.5), row(locating.AS_LONG, 0, 0.5)]
+    rows.append(row("a", 0, 0.25, criterion=criterion, rate=1e-4, validation=2.0))
+    rows.append(row("b", 0, 0.75, criterion=criterion, rate=rate, validation=2.5))
+    tried = locating.rates_to_try(rows, "who", (1e-4, rate), [criterion, "ablation"])
+    assert tried == {criterion: [1e-4, rate], "ablation": (1e-4, rate)}
+    rows += [row(locating.FULL, 1, 0.5), row(locating.AS_LONG, 1, 0.5)]
+    rows.append(row("a", 1, 0.25, criterion=criterion, rate=1e-4, validation=9.0))  # the first seed has chosen
+    rows.append(row("b", 1, 0.75, criterion=criterion, rate=rate, validation=1.0))
+    [_, _, chosen, shipped] = locating.comparison(rows).splitlines()
+    assert chosen.startswith(f"| {criterion} | 2 | -0.250")
+    assert shipped.startswith(f"| {criterion} at 0.0003, as shipped | 2 | +0.250")
+
+
+def test_the_shipped_place_and_rate_are_the_strategys_own(locating: Any) -> None:
+    from persona_lab.plugins import Plugins
+
+    config = Plugins.load().get("strategy", "hybrid").Config()
+    assert (config.criterion, config.learning_rate) == ("last", locating.SHIPPED[1])
+
+
 def test_an_interval_of_pairs_is_students(locating: Any) -> None:
     assert locating.mean_interval([1.0, 2.0, 3.0]) == "+2.000 [-0.484, +4.484]"
     assert locating.mean_interval([1.0]) == "+1.000"
