@@ -3,14 +3,14 @@
     python benchmarks/locating.py --home DIR --persona lord_goring --persona socrates --seeds 3 --out docs
                                   [--conversations 64] [--rates 1e-4,3e-4] [--criteria ...]
 
-Each persona and seed: LoRA for one epoch; the layers ranked by each criterion; then, from the same merged weights,
-full training of a quarter of the layers (or of as many last layers as the criterion says) at each rate. Beside them
-LoRA and full fine-tuning at their defaults, and a LoRA for as many epochs as the quickest of the hybrids had time for
-(of each criterion at the rate that the validation loss would choose). Measured on held-out lines: specificity and bits
-per byte against the untouched base, what was forgotten on plain text, and the processor's seconds of every part, by
-which other programs on the machine count less than by the clock's. The first seed of a persona tries every rate; the
-others take, for each criterion, the one with the lower validation loss there, and the strategy's own default. Results are written after each persona
-and seed, and what is there already is not done again.
+Each persona and seed: LoRA for one epoch; the layers ranked by each criterion; then, from the same merged weights, full
+training of a quarter of the layers (or of as many last layers as the criterion says) at each rate. Beside them LoRA and
+full fine-tuning at their defaults, and a LoRA for as many epochs as the quickest of the hybrids had time for (of each
+criterion at the rate that the validation loss would choose). Measured on held-out lines: specificity and bits per byte
+against the untouched base, what was forgotten on plain text, and the processor's seconds of every part, by which other
+programs on the machine count less than by the clock's. The first seed of a persona tries every rate; the others take,
+for each criterion, the one with the lower validation loss there, and the strategy's own default. Results are written
+after each persona and seed, and what is there already is not done again.
 """
 
 from __future__ import annotations
