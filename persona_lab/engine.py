@@ -432,10 +432,9 @@ class Engine(Talking, Queueing, Keeping, Pulling, Sharing, Guests, Versions):
         part = self.plugins.get("strategy", strategy)
         config = validate_settings(part.Config, settings or {}, f"strategy {strategy!r}")
         persona = self.persona(persona_id)
-        base = self.base_model(base).id  # a folder in full, whatever folder the next command is given in
         parent = parent_of(part, config, persona, base, self.variants())
-        base = parent.base if parent else base
-        info = self.base_model(base)
+        info = self.base_model(parent.base if parent else base)
+        base = info.id  # a folder in full, whatever folder the next command is given in
         if not 0 <= seed < 2**63:
             raise BadInput(f"{seed} is no seed.", "Choose a whole number from 0 to 9223372036854775807.")
         dataset = self.dataset(dataset_id) if dataset_id else self._newest_dataset(persona_id)
