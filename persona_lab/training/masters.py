@@ -186,8 +186,12 @@ class Masters:
     @torch.no_grad()
     def _publish(self) -> None:
         for name, master in self.weights.items():
-            if master.data_ptr() != self.working[name].data_ptr():
+            if not self._is_working(name):
                 self.working[name].copy_(master)
+
+    def _is_working(self, name: str) -> bool:
+        """Whether the master is the very weight that the model computes with."""
+        return self.weights[name].data_ptr() == self.working[name].data_ptr()
 
     @torch.no_grad()
     def copy_working(self) -> dict[str, torch.Tensor]:
@@ -202,10 +206,10 @@ class Masters:
 
     def step_bytes(self) -> int:
         """What a step takes beside activations, and may not have taken yet: gradients, masters, moments."""
-        own = sum(p.nbytes for p in self.working.values())
-        masters = 0 if self.low_memory else sum(w.nbytes for w in self.weights.values()) - own
-        moments = sum(2 * w.nbytes for w in self.weights.values())
-        return own + max(masters, 0) + moments
+        gradients = sum(p.nbytes for p in self.working.values())
+        masters = sum(w.nbytes for name, w in self.weights.items() if not self._is_working(name))
+        moments = sum(2 * (w.numel() if self.quantized is not None else w.nbytes) for w in self.weights.values())
+        return gradients + masters + moments
 
     def checkpoint_bytes(self) -> int:
         """Of `state` and the best weights, once there are moments."""

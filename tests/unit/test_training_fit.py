@@ -224,10 +224,19 @@ def test_a_run_that_goes_astray_has_no_last_weights_worth_keeping(fit: Callable[
         fit(settings=SETTINGS.model_copy(update={"keep": "last"}))
 
 
-def test_8_bit_moments_and_low_memory_exclude_each_other(tiny_model: Path, fit: Callable[..., Any]) -> None:
+def test_8_bit_moments_and_low_memory_exclude_each_other(tiny_model: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16)
     with pytest.raises(BadSetting, match="low_memory"):
         Masters(model, 0.0, "adamw_8bit", low_memory=True)
+
+
+@pytest.mark.parametrize(("low_memory", "bytes_a_weight"), [(False, 2 + 4 + 8), (True, 2 + 4)])
+def test_what_a_step_takes_is_counted(low_memory: bool, bytes_a_weight: int) -> None:
+    """Gradient in bf16; fp32 master; two moments, of the master's type."""
+    model = torch.nn.Linear(10, 10, bias=False, dtype=torch.bfloat16)
+    assert Masters(model, 0.0, low_memory=low_memory).step_bytes() == 100 * bytes_a_weight
+    exact = torch.nn.Linear(10, 10, bias=False)
+    assert Masters(exact, 0.0).step_bytes() == 100 * (4 + 8)  # which is its own master
 
 
 def test_a_run_that_goes_astray_keeps_what_was_good_before_it(fit: Callable[..., Any], monkeypatch: Any) -> None:
