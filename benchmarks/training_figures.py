@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,13 +189,19 @@ def _section(section: Mapping[str, Any], picture: str) -> list[str]:
         "",
         f"{machine['cores']} cores, {memory}; {section['date']}; {versions}.",
     ]
+    notes = section.get("notes", {})
     if section.get("runs"):
-        lines += ["", *_comparison(section)]
+        lines += ["", *_comparison(section), *_note(notes, "runs")]
     if section.get("profiles"):
-        lines += ["", *_profiles(section["profiles"])]
+        lines += ["", *_profiles(section["profiles"]), *_note(notes, "profiles")]
     if section.get("curves"):
-        lines += ["", *_curves(section["curves"], picture)]
+        lines += ["", *_curves(section["curves"], picture), *_note(notes, "curves")]
     return lines
+
+
+def _note(notes: Mapping[str, str], part: str) -> list[str]:
+    """What a person wrote about a part's figures: `notes` of the results file, which runs leave alone."""
+    return ["", textwrap.fill(notes[part], 120, break_long_words=False)] if notes.get(part) else []
 
 
 def _comparison(section: Mapping[str, Any]) -> list[str]:

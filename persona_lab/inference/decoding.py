@@ -136,7 +136,7 @@ _packed: weakref.WeakKeyDictionary[Any, tuple[tuple[Any, ...], PackedWeights]] =
 def _packed_for(model: Any, rows: Sequence[_Row]) -> PackedWeights | None:
     """Packed weights, where enough is written to make up for the packing. They are kept for as long as the model lives
     and its linear weights are the same, unless these are being trained."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = _inner(model)
     if not worth_packing(inner):
         return None
     linear = [m for name, m in inner.named_modules() if type(m) is torch.nn.Linear and "lora_" not in name]
@@ -154,6 +154,15 @@ def _packed_for(model: Any, rows: Sequence[_Row]) -> PackedWeights | None:
     if state:
         _packed[inner] = (state, made)
     return made
+
+
+def forget_packed(model: Any) -> None:
+    """Let go of what is kept for `model` by `generate`, where its memory is wanted for something else."""
+    _packed.pop(_inner(model), None)
+
+
+def _inner(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _state(weight: torch.Tensor) -> tuple[int, int, int]:

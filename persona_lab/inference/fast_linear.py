@@ -27,6 +27,8 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional
 
+from persona_lab.models.work import PACK_BYTES
+
 BASE = "__base__"
 """peft's name for "no adapter" in a mixed batch."""
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -40,8 +42,6 @@ FEW = 8
 ROUNDED = ((FEW, 1), (64, 8), (256, 16), (512, 32))
 """(most rows, multiple that they are rounded up to); of more rows: to LARGE."""
 LARGE = 64
-PACK_BYTES = 1 << 30
-"""Packed weights are a second copy; a larger model's are left as they are."""
 
 Weights = Literal["native", "int8"]
 Multiply = Callable[[torch.Tensor], torch.Tensor]

@@ -42,6 +42,8 @@ SPREAD = {"measured": (0.16, 0.16), "carried": (0.35, 0.22), "none": (0.45, 0.27
 """Standard deviation of the log of truth over prediction, for time and memory, before any run was compared: with rates
 measured for this base, with those of another base, and with none."""
 Z90 = 1.645
+COUNTING = 2
+"""Goes up with every change of `work`: rates worked out with another one say nothing any more."""
 
 
 class StageTimes(Frozen):
@@ -78,6 +80,8 @@ class KindTimes(Frozen):
 
 
 class _File(Frozen):
+    counting: int = 1
+    """Of which way of counting bytes and operations the rates are (`COUNTING`)."""
     rates: dict[str, Rates] = Field(default_factory=dict)
     residuals: dict[str, tuple[Residual, ...]] = Field(default_factory=dict)
 
@@ -120,7 +124,7 @@ def remember_rates(home: Home, machine: Machine, rates: Rates, base: BaseModelIn
         rest = {name: value for name, value in kept.rates.items() if name != key}
         newest = dict(list(rest.items())[-(MOST_MACHINES - 1) :])
         residuals = {name: value for name, value in kept.residuals.items() if name != key}
-        return _File(rates=newest | {key: rates}, residuals=residuals)
+        return _File(counting=COUNTING, rates=newest | {key: rates}, residuals=residuals)
 
     _update(home, change)
 
@@ -133,7 +137,7 @@ def remember_residual(home: Home, machine: Machine, base: BaseModelInfo, residua
         rest = {name: value for name, value in kept.residuals.items() if name != key}
         mine = (*kept.residuals.get(key, ()), residual)[-MOST_RESIDUALS:]
         newest = dict(list(rest.items())[-(MOST_MACHINES - 1) :])
-        return _File(rates=kept.rates, residuals=newest | {key: mine})
+        return _File(counting=COUNTING, rates=kept.rates, residuals=newest | {key: mine})
 
     _update(home, change)
 
@@ -147,9 +151,10 @@ def _update(home: Home, change: object) -> None:
 
 def _read(path: Path) -> _File:
     try:
-        return _File.model_validate_json(path.read_bytes())
+        kept = _File.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return _File()  # absent, or of another version: it is measured anew
+    return kept if kept.counting == COUNTING else _File()
 
 
 # --- rates from measured steps --------------------------------------------------------------------
@@ -196,7 +201,7 @@ def _step_rates(times: KindTimes, kind: Kind, shape: Shape, machine: Machine) ->
     width = number_bytes(machine)
     low, high = (activation_bytes(stage.batch, shape, kind, width) for stage in (times.short, times.long))
     scale = min(max((times.long.step_bytes - times.short.step_bytes) / (high - low), 0.5), 4.0)
-    held = weight_bytes(shape, kind, machine) + state_bytes(kind, width)
+    held = weight_bytes(shape, kind, machine) + state_bytes(kind, width, machine.device)
     return StepRates(
         step_seconds=max(slow - slope * large, 0.0),
         operation_seconds=slope,

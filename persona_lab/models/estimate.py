@@ -22,6 +22,7 @@ from persona_lab.models.work import (
     forward_operations,
     load_of,
     number_bytes,
+    packed_bytes,
     plain_batches,
     shape_of,
     state_bytes,
@@ -83,13 +84,14 @@ def estimate_training(
         min(max(depth, 0.0), 1.0),
         checkpointing=_on(config, "checkpointing"),
         low_memory=_on(config, "low_memory"),
+        eight_bit="8bit" in str(getattr(config, "optimizer", "")),
     )
     known = machine.measured or Measured()
     rates = known.rates or prior_rates(machine, shape)
     step = _rates_of(kind, rates, shape)
     parts = _seconds(config, work, shape, kind, rates, step, machine, passes, validations)
     parts["load"] += 0.0 if base.ready else FETCH_SECONDS
-    memory = _memory(work, shape, kind, step, machine)
+    memory = _memory(config, work, shape, kind, step, machine)
     unknown = dataset is None or not base.parameters
     guessed = GUESSED_DATA if unknown else (1.0 if work.exact else GUESSED_LENGTHS)
     return Estimate(
@@ -282,15 +284,16 @@ def _checkpoints(evaluations: int, seconds: float, training: float) -> int:
 # --- bytes ----------------------------------------------------------------------------------------
 
 
-def _memory(work: Load, shape: Shape, kind: Kind, step: StepRates, machine: Machine) -> float:
+def _memory(config: FitSettings, work: Load, shape: Shape, kind: Kind, step: StepRates, machine: Machine) -> float:
     """Bytes at the peak: the process and weights, and what is the most of a training step, the comparison of paths
-    before the first one (masters are there, moments are not), and a validation."""
+    before the first one (masters are there, moments are not), a validation, and sample replies."""
     width = number_bytes(machine)
-    states = state_bytes(kind, width)
+    states = state_bytes(kind, width, machine.device)
     training = states + step.activation_scale * max(activation_bytes(b, shape, kind, width) for b, _ in work.training())
-    before = kind.trainable * (4.0 if width < 4 else 0.0) + check_bytes(work, shape, width)
+    before = kind.trainable * (4.0 if kind.full_weights and width < 4 else 0.0) + check_bytes(work, shape, width)
     validating = states + max((forward_bytes(b, shape, width) for b in work.validation), default=0.0)
-    return step.fixed_bytes + weight_bytes(shape, kind, machine) + max(training, before, validating)
+    samples = states + packed_bytes(shape, kind, machine) if config.samples and work.validation else 0.0
+    return step.fixed_bytes + weight_bytes(shape, kind, machine) + max(training, before, validating, samples)
 
 
 def _host_bytes(shape: Shape, kind: Kind, machine: Machine) -> int:

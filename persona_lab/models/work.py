@@ -35,6 +35,8 @@ tokens of a play) bf16 rounding alone came near the 1% allowed; it averages out.
 PLAIN_BATCH = 4
 """Of them at a time on the plain path, which makes the logits of every token."""
 HEAD_CHUNK = 256
+PACK_BYTES = 1 << 30
+"""Weights of the linear layers above which replies are written without packing them."""
 ATTENTION_WEIGHT = 3.0
 """Scores and their softmax are bound by memory: an operation there costs as much as three in a matrix product."""
 EPOCHS_SUMMED = 3
@@ -65,6 +67,7 @@ class BatchShape:
     """A batch: `rows` of at most `width` tokens behind a prefix that is computed once.
 
     `tails`: tokens of all rows together, which are computed without padding; 0: as many as a rectangle holds.
+    `scores`: attention keeps its weights for the way back, as packed attention does on every device.
     """
 
     rows: int
@@ -72,6 +75,7 @@ class BatchShape:
     prefix: int
     supervised: int
     tails: int = 0
+    scores: bool = True
 
     @property
     def tokens(self) -> int:
@@ -117,25 +121,33 @@ class Kind:
     depth: float = 1.0
     checkpointing: bool = False
     low_memory: bool = False
+    eight_bit: bool = False
+    """AdamW's moments in 8 bits."""
 
 
 def shape_of(base: BaseModelInfo) -> Shape:
-    """The sizes in a base's config."""
-    config: dict[str, Any] = base.config.get("text_config") or base.config
+    """The sizes of a base that need not be loaded."""
+    return shape_in(base.config, base.parameters or 500_000_000)
+
+
+def shape_in(config: dict[str, Any], parameters: int) -> Shape:
+    """The sizes in a config.json."""
+    config = config.get("text_config") or config
 
     def number(fallback: int, *names: str) -> int:
         return next((int(config[name]) for name in names if isinstance(config.get(name), int)), fallback)
 
-    parameters = base.parameters or 500_000_000
     hidden = number(max(64, int((parameters / 400) ** 0.5)), "hidden_size", "n_embd")
+    # GPT-2's kind says nothing where it is four times the hidden size
+    usual = 4 * hidden if "n_embd" in config else hidden * 8 // 3
     return Shape(
         parameters=parameters,
         layers=number(30, "num_hidden_layers", "n_layer"),
         hidden=hidden,
-        inner=number(hidden * 8 // 3, "intermediate_size", "n_inner"),
+        inner=number(usual, "intermediate_size", "n_inner"),
         heads=number(max(1, hidden // 64), "num_attention_heads", "n_head"),
         vocabulary=number(49152, "vocab_size"),
-        tied=bool(base.config.get("tie_word_embeddings", True)),
+        tied=bool(config.get("tie_word_embeddings", True)),
     )
 
 
@@ -278,7 +290,7 @@ def activation_bytes(batch: BatchShape, shape: Shape, kind: Kind, width: int) ->
     kept = shape.layers * kind.depth
     per_token = 8 * shape.hidden + 4 * shape.inner
     pairs = batch.rows * batch.width * (batch.prefix + batch.width) + batch.prefix**2
-    scores = shape.heads * pairs  # which packed attention keeps, on every device
+    scores = shape.heads * pairs if batch.scores else 0
     layers = kept * width * (batch.tokens * per_token + scores)
     if kind.checkpointing:  # only each layer's input is kept, and one layer is computed at a time
         layers = kept * width * batch.tokens * shape.hidden + layers / max(kept, 1)
@@ -301,12 +313,23 @@ def forward_bytes(batch: BatchShape, shape: Shape, width: int) -> float:
     return (inner + caches) * width + min(batch.supervised, HEAD_CHUNK) * shape.vocabulary * 12.0
 
 
-def state_bytes(kind: Kind, width: int) -> float:
-    """Of trained weights: gradient, fp32 master and its gradient, AdamW's two moments, the best weights so far."""
+def state_bytes(kind: Kind, width: int, device: str) -> float:
+    """Of trained weights: gradient, fp32 master, AdamW's two moments, and where it is main memory the best weights so
+    far. `training.masters` converts gradients to fp32 piece by piece, but for 8-bit moments."""
+    own = float(width if kind.full_weights else 4)  # an adapter is fp32 on every machine
+    best = own if device != "cuda" else 0.0
     if kind.low_memory:
-        return kind.trainable * 4.0 * width
-    masters = 8.0 if width < 4 else 0.0
-    return kind.trainable * (width + masters + 8.0 + width)
+        return kind.trainable * (3 * own + best)
+    master = 4.0 if own < 4 else 0.0
+    moments = 2.0 + 4.0 if kind.eight_bit else 8.0
+    return kind.trainable * (own + master + moments + best)
+
+
+def packed_bytes(shape: Shape, kind: Kind, machine: Machine) -> float:
+    """Of the second copy of the linear layers that replies are written with, as `inference.fast_linear` decides it."""
+    size = float(shape.body * number_bytes(machine))
+    usual = machine.device == "cpu" and machine.bf16 and not kind.quantized
+    return size if usual and size <= PACK_BYTES else 0.0
 
 
 def weight_bytes(shape: Shape, kind: Kind, machine: Machine) -> float:

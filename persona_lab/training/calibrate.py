@@ -142,7 +142,7 @@ def _stage(model: Any, machine: Machine, renderer: Any, width: int, steps: int, 
     """One fit of `steps` steps, and if `validated` two more behind a validation, a sample and a checkpoint."""
     import torch
 
-    from persona_lab.inference.decoding import generate
+    from persona_lab.inference.decoding import forget_packed, generate
     from persona_lab.training.fit import Fit, Material
     from persona_lab.training.memory import peak_memory
 
@@ -155,6 +155,7 @@ def _stage(model: Any, machine: Machine, renderer: Any, width: int, steps: int, 
             prompt = [Message(role="user", content="Tell me about the place you come from.")]
             sampling = Sampling(max_new_tokens=SAMPLE_TOKENS, temperature=1.0)
             written = [reply.tokens for reply in generate(model, renderer, [prompt, prompt], sampling)]
+            forget_packed(model)
             watch.token_seconds = (time.perf_counter() - begun) / max(*written, 1)
             watch.mark("sampled")
 

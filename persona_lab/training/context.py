@@ -21,7 +21,7 @@ from persona_lab.datasets.rendering import ChatRenderer
 from persona_lab.errors import BadInput, BadModel, BadSetting, ModelUnavailable
 from persona_lab.events import Checkpoint, Event, Sample, Validation
 from persona_lab.home import Home
-from persona_lab.inference.decoding import generate
+from persona_lab.inference.decoding import forget_packed, generate
 from persona_lab.inference.example_choice import ExamplePool, write_pool
 from persona_lab.inference.loading import load_model, load_variant
 from persona_lab.inference.prompting import messages_for
@@ -296,6 +296,8 @@ class Context:
         try:
             with randomness.untouched():
                 replies = self.generate(model, prompts, Sampling(seed=self.seed, max_new_tokens=SAMPLE_TOKENS))
+            # a second copy of the weights, which would lie beside every step's activations until the next sample
+            forget_packed(model)
         except BadInput as error:  # the prompt is too long for this base: no reason to end a training
             self.log(f"Sample replies are left out: {error.message}", "warning")
             return

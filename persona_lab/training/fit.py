@@ -25,7 +25,7 @@ from persona_lab.training.checkpoints import CheckpointStore
 from persona_lab.training.guards import advice, ran_away, refuse_nonsense
 from persona_lab.training.lower import Lower, lower_for
 from persona_lab.training.masters import Masters
-from persona_lab.training.memory import Recompute, StepSize, peak_memory
+from persona_lab.training.memory import Recompute, peak_memory
 from persona_lab.training.paths import LossPath, batch_loss, choose_path, computing, prepared
 from persona_lab.training.schedule import learning_rate, search_rate
 from persona_lab.training.validation import Foils, Measured, Validator, summed_loss
@@ -257,14 +257,15 @@ class Fit:
         """
         material = self.material
         self.model.train()
-        width = max(len(example.ids) for example in chosen) - len(self.prefix)
-        step = StepSize(len(chosen), width, len(self.prefix), self.path.keeps_scores())
-        self.recompute.decide(step, material.free_bytes - self.masters.step_bytes(), material.say)
         path, prefix = self.path, self.prefix
+        batch = collate(chosen, len(prefix), material.pad_id, material.device)
+        depth = self.lower.trained_share if self.lower else 1.0
+        free = material.free_bytes - self.masters.step_bytes()
+        self.recompute.decide(path.shape(batch, len(prefix)), depth, free, material.say)
         if self.recompute.active and path.name == "prefix":
             # transformers keeps no keys and values where layers are run again: every example reads the prefix itself
             path, prefix = LossPath("head", path.attention), ()
-        batch = collate(chosen, len(prefix), material.pad_id, material.device)
+            batch = collate(chosen, 0, material.pad_id, material.device)
         with computing(self.model, material.bf16):
             if self.lower is None:
                 loss = batch_loss(self.model, batch, prefix, path)

@@ -35,6 +35,9 @@ class Lower:
     Args:
         model: a causal language model; `depth` of its layers are frozen, and so are its embeddings.
         prefix: the tokens that all examples share; their states are kept once.
+
+    Attributes:
+        trained_share: of the layers, those that a step goes through (0 .. 1).
     """
 
     def __init__(self, model: Any, depth: int, prefix: Sequence[int], pad_id: int, device: str) -> None:
@@ -42,6 +45,8 @@ class Lower:
         self.pad_id, self.device = pad_id, device
         self.decoder = _inner(model).get_decoder()
         self.name = _layer_list(self.decoder)
+        layers = len(getattr(self.decoder, self.name))
+        self.trained_share = (layers - depth) / layers
         self.kept: dict[tuple[int, ...], torch.Tensor] = {}
         self.front: torch.Tensor | None = None
 

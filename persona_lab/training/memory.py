@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ import torch
 from persona_lab import processes
 from persona_lab.errors import OutOfMemory
 from persona_lab.models.machine import memory_bytes
+from persona_lab.models.work import BatchShape, Kind, activation_bytes, shape_in
 from persona_lab.types import Machine
 
 CPU_MESSAGES = ("not enough memory", "can't allocate memory", "out of memory")
@@ -49,19 +49,6 @@ def _first_line(error: BaseException) -> str:
     return text.splitlines()[0][:200] if text else type(error).__name__
 
 
-@dataclass(frozen=True)
-class StepSize:
-    """What a step runs over: examples, tokens of the longest behind the prefix, the prefix's.
-
-    `scores`: attention keeps its weights for the way back.
-    """
-
-    rows: int
-    width: int
-    prefix: int
-    scores: bool
-
-
 class Recompute:
     """Activation checkpointing (Chen et al. 2016, https://arxiv.org/abs/1604.06174) of a model, switched on once
     memory asks for it: layers keep only what enters them, and are run again on the way back.
@@ -77,6 +64,8 @@ class Recompute:
         self.model, self.wish, self.active = model, wish, False
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.inner = inner if getattr(inner, "supports_gradient_checkpointing", False) else None
+        self.width = next(p.element_size() for p in model.parameters() if p.is_floating_point())
+        self.shape = shape_in(inner.config.to_dict(), sum(p.numel() for p in inner.parameters()))
 
     def __enter__(self) -> Recompute:
         if self.wish == "on":
@@ -88,11 +77,11 @@ class Recompute:
             self.inner.gradient_checkpointing_disable()
             self.active = False
 
-    def decide(self, step: StepSize, free_bytes: int, say: Callable[[str], None]) -> None:
-        """Switch it on if a step would need too much."""
+    def decide(self, step: BatchShape, depth: float, free_bytes: int, say: Callable[[str], None]) -> None:
+        """Switch it on if a step through this share of the layers would need too much."""
         if self.active or self.wish != "auto" or self.inner is None:
             return
-        needed = activation_bytes(self.inner, step)
+        needed = activation_bytes(step, self.shape, Kind(0, False, depth=depth), self.width)
         if needed > self.SHARE * free_bytes:
             have = f"{needed / 1e9:.1f} GB of activations would not fit into {max(free_bytes, 0) / 1e9:.1f} GB"
             say(f"Activations are recomputed from here on, which is slower: {have}.")
@@ -104,19 +93,6 @@ class Recompute:
         options = {"use_reentrant": False, "context_fn": recompute_contexts}
         self.inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
         self.active = True
-
-
-def activation_bytes(model: Any, step: StepSize) -> int:
-    """Roughly what a training step keeps: eight states and four of the MLP's of each token and layer, and each head's
-    weights of every example's tokens on the prefix and each other."""
-    config = model.config.get_text_config()
-    hidden = config.hidden_size
-    inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    width = next(p.element_size() for p in model.parameters() if p.is_floating_point())
-    states = (step.rows * step.width + step.prefix) * (8 * hidden + 4 * inner)
-    pairs = step.rows * step.width * (step.prefix + step.width) + step.prefix**2
-    scores = pairs * getattr(config, "num_attention_heads", 0) if step.scores else 0
-    return int(config.num_hidden_layers * width * (states + scores))
 
 
 def recompute_contexts() -> tuple[Any, Any]:

@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional
 from transformers import DynamicCache
 
-from persona_lab.models.work import CHECKED_EXAMPLES, PLAIN_BATCH
+from persona_lab.models.work import CHECKED_EXAMPLES, PLAIN_BATCH, BatchShape
 from persona_lab.training.attention import own_attention, packed, packed_calls
 from persona_lab.training.batches import Batch, collate, shared_prefix
 from persona_lab.training.kernels import fused
@@ -49,9 +49,13 @@ class LossPath:
         """Whether batches come without the tokens they share."""
         return self.name in ("packed", "prefix")
 
-    def keeps_scores(self) -> bool:
-        """Whether attention keeps who looks how much at whom for the way back, as our own does."""
-        return self.name == "packed" or self.attention
+    def shape(self, batch: Batch, prefix: int) -> BatchShape:
+        """What a step over this batch computes behind a prefix of so many tokens."""
+        rows, width = batch.ids.shape
+        packed_row = self.name == "packed"
+        # torch's own attention computes them again on the way back
+        scores = packed_row or self.attention
+        return BatchShape(rows, width, prefix, batch.supervised, batch.tokens if packed_row else 0, scores)
 
 
 def batch_loss(

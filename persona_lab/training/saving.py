@@ -21,6 +21,8 @@ from persona_lab.home import disk_errors, flush_folder, write_atomic
 from persona_lab.training.checkpoints import flush_files
 from persona_lab.types import BaseModelInfo
 
+COMPARED = 1 << 20
+"""Weights compared at once: of a large embedding the fp32 copies would be the peak of a whole run."""
 _NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json", ".md", ".h5", ".msgpack", ".onnx", ".py")
 _REWRITTEN = ("config.json", "generation_config.json", "persona_lab.json", "corpus_read.jsonl")
 
@@ -100,11 +102,17 @@ def relative_change(model: Any, base: BaseModelInfo) -> float:
     moved = size = 0.0
     for file in sorted(Path(base.path).glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - not a dict
-                if name in weights:
-                    before = tensors.get_tensor(name).float()
-                    moved += float((weights[name].detach().cpu().float() - before).square().sum())
-                    size += float(before.square().sum())
+            shared = [name for name in tensors.keys() if name in weights]  # noqa: SIM118 - not a dict
+        for name in shared:
+            # opened for each anew: pages of an open file that were read count as this process's memory
+            with safe_open(file, framework="pt") as tensors:
+                before = tensors.get_tensor(name).reshape(-1)
+                after = weights[name].detach().reshape(-1)
+                for old, new in zip(before.split(COMPARED), after.split(COMPARED), strict=True):
+                    exact = old.float()
+                    size += float(exact.square().sum())
+                    moved += float((new.cpu().float() - exact).square().sum())
+                del before, old
     return math.sqrt(moved / size) if size else 0.0
 
 

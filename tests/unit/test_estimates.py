@@ -183,13 +183,15 @@ def test_switches_of_a_strategy_are_counted(dataset: Dataset) -> None:
     class Settings(FitSettings):
         checkpointing: bool = False
         low_memory: bool = False
+        optimizer: str = "adamw"
 
-    def full(**values: bool) -> Estimate:
+    def full(**values: bool | str) -> Estimate:
         return lora(Settings(**values), dataset, trainable=BASE.parameters, full_weights=True)  # type: ignore[arg-type]
 
     assert full(checkpointing=True).peak_memory_bytes < full().peak_memory_bytes
     assert full(checkpointing=True).seconds > full().seconds
     assert full(low_memory=True).peak_memory_bytes < full().peak_memory_bytes - 1e9
+    assert full(optimizer="adamw_8bit").peak_memory_bytes < full().peak_memory_bytes
 
 
 def test_stages_add_up_and_load_once(dataset: Dataset) -> None:
@@ -210,7 +212,7 @@ def _stage(width: int, rates: dict[str, float], trainable: int, full: bool, vali
     shape, kind = shape_of(BASE), Kind(trainable, full)
     batch = BatchShape(4, width, 64, 2 * width)
     seconds = rates["step"] + rates["operation"] * step_operations(batch, shape, kind)
-    held = weight_bytes(shape, kind, CPU) + state_bytes(kind, 2) + rates["fixed"]
+    held = weight_bytes(shape, kind, CPU) + state_bytes(kind, 2, "cpu") + rates["fixed"]
     peak = int(held + rates["scale"] * activation_bytes(batch, shape, kind, 2))
     return StageTimes(
         rows=4, width=width, prefix=64, supervised=2 * width, step_seconds=[9 * seconds, seconds, seconds],
@@ -252,6 +254,10 @@ def test_rates_are_kept_by_machine_and_size_and_carried_over(home: Home) -> None
     assert calibration.measured_for(home, CPU, bigger).rates is not None
     other = CPU.model_copy(update={"device_name": "another"})
     assert calibration.measured_for(home, other, BASE).rates is None
+    home.calibration.write_text(
+        home.calibration.read_text().replace(f'"counting": {calibration.COUNTING}', '"counting": 1')
+    )
+    assert calibration.measured_for(home, CPU, BASE).rates is None  # worked out with another way of counting
     home.calibration.write_text("{ half a file")
     assert calibration.measured_for(home, CPU, BASE).rates is None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ from persona_lab.inference.steps import FastSteps, PlainSteps, Prompt, open_step
 from persona_lab.inference.token_step import token_step
 from persona_lab.models import registry
 from persona_lab.models.machine import worker_machine
-from persona_lab.types import Message, Sampling
+from persona_lab.types import Dataset, Message, Persona, Sampling
 
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "phi3", "gpt2"]
 GREEDY = Sampling(temperature=0, max_new_tokens=12, repetition_penalty=1)
@@ -446,10 +447,45 @@ def test_weights_are_packed_once_and_again_when_they_change(
     model.lm_head.weight.data.neg_()  # as peft merges: counts up no version
     assert generate(model, renderer, PROMPTS[:1], long)[0].text == first[0]
     assert len(made) == 3
+    decoding.forget_packed(model)
+    assert generate(model, renderer, PROMPTS[:1], long)[0].text == first[0]
+    assert len(made) == 4
     model.requires_grad_(True)
-    for expected in (4, 5):  # of weights that are being trained nothing is kept
+    for expected in (5, 6):  # of weights that are being trained nothing is kept
         generate(model, renderer, PROMPTS[:1], long)
         assert len(made) == expected
+
+
+def test_sample_replies_of_a_training_leave_no_packed_weights_behind(
+    tiny_model: Path, home: Home, persona_factory: Callable[..., Persona], conversations_factory: Callable[..., Any]
+) -> None:
+    """A second copy of the weights would lie beside the activations of every step to come."""
+    from persona_lab.inference import decoding
+    from persona_lab.training.context import SAMPLE_TOKENS, Context
+
+    model, renderer = load(tiny_model, home)
+    model = model.bfloat16().requires_grad_(False)
+    opening = [Message(role="user", content="Who are you?")]
+    generate(model, renderer, [opening], Sampling(max_new_tokens=SAMPLE_TOKENS))
+    assert model in decoding._packed
+    said: list[Any] = []
+    context = Context(
+        reporter=SimpleNamespace(emit=said.append),
+        plugins=None,
+        persona=persona_factory(),
+        dataset=Dataset(
+            id="d", version=1, name="d", persona="tamsin", conversations=tuple(conversations_factory(4, "validation"))
+        ),
+        base=registry.describe(str(tiny_model), home),
+        machine=worker_machine(home.root),
+        seed=0,
+        run_dir=home.root,
+        system="You are Tamsin.",
+        renderer=renderer,
+    )
+    context._write_samples(model, 1, "train", 2)
+    assert len(said) == 2
+    assert model not in decoding._packed
 
 
 def test_prompts_of_all_lengths_are_multiplied_in_few_shapes() -> None:

@@ -17,10 +17,11 @@ from transformers import AutoModelForCausalLM
 from persona_lab.datasets.rendering import ChatRenderer
 from persona_lab.errors import BadSetting
 from persona_lab.inference.loading import _mixable
+from persona_lab.training import saving
 from persona_lab.training.context import _counts
 from persona_lab.training.lora import attach_lora, merged_model, relative_update
 from persona_lab.training.masters import Masters
-from persona_lab.training.saving import write_adapter
+from persona_lab.training.saving import relative_change, write_adapter
 from persona_lab.training.sizes import lora_parameters
 from persona_lab.types import BaseModelInfo, Machine
 
@@ -251,3 +252,19 @@ def test_eva_reads_supervised_tokens_only(tiny_model: Path, conversations_factor
     assert (batch["labels"] == -100).any(dim=1).all()
     assert ((batch["labels"] == -100) | (batch["labels"] == batch["input_ids"])).all()
     assert (batch["attention_mask"].sum(dim=1) > 10).all()
+
+
+def test_how_far_weights_moved_is_counted_piece_by_piece(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = BaseModelInfo(id="tiny", key="tiny", name="tiny", path=str(tiny_model), ready=True, parameters=1)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    assert relative_change(model, base) == 0
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.01 * torch.randn_like(weight)
+    moved = sum(float((p.detach() - before[name]).square().sum()) for name, p in model.named_parameters())
+    expected = (moved / sum(float(p.square().sum()) for p in before.values())) ** 0.5
+    assert relative_change(model, base) == pytest.approx(expected, rel=1e-5)
+    monkeypatch.setattr(saving, "COMPARED", 1000)
+    assert relative_change(model, base) == pytest.approx(expected, rel=1e-5)

@@ -78,10 +78,12 @@ def test_every_row_has_the_promised_keys(rows_of: Callable[..., list[PlanRow]]) 
 
 
 def test_what_would_fit_is_offered_and_fits(rows_of: Callable[..., list[PlanRow]]) -> None:
-    (full,) = rows_of(strategy="full", free=2.4 * GIB)
+    (usual,) = rows_of(strategy="full")
+    free = 0.98 * usual.peak_memory_bytes / usual.memory_uncertainty  # not even at the lower end of its bar
+    (full,) = rows_of(strategy="full", free=free)
     assert not full.fits
     assert full.changes
-    assert all(change.peak_memory_bytes <= 0.9 * 2.4 * GIB for change in full.changes)
+    assert all(change.peak_memory_bytes <= 0.9 * free for change in full.changes)
     assert "lora" in [change.strategy for change in full.changes]
     problem = next(p for p in full.problems if p.severity == "error")
     assert "What would fit: " in problem.fix

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from persona_lab.datasets.rendering import ChatRenderer
 from persona_lab.errors import BadInput, BadSetting, Cancelled, Diverged
+from persona_lab.models.work import Kind, state_bytes
 from persona_lab.training import randomness
 from persona_lab.training.checkpoints import CheckpointStore
 from persona_lab.training.fit import Fit, Material
@@ -232,11 +233,14 @@ def test_8_bit_moments_and_low_memory_exclude_each_other(tiny_model: Path) -> No
 
 @pytest.mark.parametrize(("low_memory", "bytes_a_weight"), [(False, 2 + 4 + 8), (True, 2 + 4)])
 def test_what_a_step_takes_is_counted(low_memory: bool, bytes_a_weight: int) -> None:
-    """Gradient in bf16; fp32 master; two moments, of the master's type."""
+    """Gradient in bf16; fp32 master; two moments, of the master's type. Plans count the same, and the best weights."""
     model = torch.nn.Linear(10, 10, bias=False, dtype=torch.bfloat16)
     assert Masters(model, 0.0, low_memory=low_memory).step_bytes() == 100 * bytes_a_weight
+    assert state_bytes(Kind(100, True, low_memory=low_memory), 2, "cpu") == 100 * (bytes_a_weight + 2)
     exact = torch.nn.Linear(10, 10, bias=False)
     assert Masters(exact, 0.0).step_bytes() == 100 * (4 + 8)  # which is its own master
+    assert state_bytes(Kind(100, True), 4, "cpu") == state_bytes(Kind(100, False), 2, "cpu") == 100 * (4 + 8 + 4)
+    assert state_bytes(Kind(100, False), 2, "cuda") == 100 * (4 + 8)  # the best weights are kept in main memory
 
 
 def test_a_run_that_goes_astray_keeps_what_was_good_before_it(fit: Callable[..., Any], monkeypatch: Any) -> None:

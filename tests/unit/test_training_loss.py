@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from persona_lab.datasets.rendering import ChatRenderer
+from persona_lab.models.work import BatchShape, Kind, activation_bytes, shape_in
 from persona_lab.training.batches import batches_of_epoch, collate, shared_prefix, sorted_batches
 from persona_lab.training.lora import attach_lora, train_layers
 from persona_lab.training.loss import head_loss
 from persona_lab.training.lower import Lower, frozen_depth, lower_for
-from persona_lab.training.memory import Recompute, StepSize, activation_bytes
+from persona_lab.training.memory import Recompute
 from persona_lab.training.packing import EVEN
 from persona_lab.training.paths import LossPath, batch_loss, choose_path, prepared
 from persona_lab.types import Conversation, Message, Rendered
@@ -132,12 +133,26 @@ def test_a_model_whose_tokens_meet_outside_the_attention_interface_is_not_packed
 
 def test_long_conversations_need_more_than_their_tokens(tiny_model: Path) -> None:
     """As packed attention keeps: each head's weights of all pairs."""
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    config = model.config
-    short, long = (activation_bytes(model, StepSize(1, width, 0, True)) for width in (100, 1000))
+    config = AutoConfig.from_pretrained(tiny_model)
+    shape, kind = shape_in(config.to_dict(), 0), Kind(0, False)
+    short, long = (activation_bytes(BatchShape(1, width, 0, 0), shape, kind, 4) for width in (100, 1000))
     assert long > 10 * short
     pairs = 1000**2 * config.num_attention_heads * config.num_hidden_layers * 4
-    assert long - activation_bytes(model, StepSize(1, 1000, 0, False)) == pairs
+    assert long - activation_bytes(BatchShape(1, 1000, 0, 0, scores=False), shape, kind, 4) == pairs
+
+
+@pytest.mark.parametrize("path", [LossPath("packed"), LossPath("prefix", True), LossPath("head")], ids=str)
+def test_a_batch_is_as_large_as_what_its_path_computes(
+    path: LossPath, tiny_model: Path, conversations_factory: Callable[..., Any]
+) -> None:
+    examples = rendered(tiny_model, conversations_factory(5))
+    prefix = len(shared_prefix(examples)) if path.uses_prefix() else 0
+    size = path.shape(collate(examples, prefix, 0, "cpu"), prefix)
+    last = [max(i for i, trained in enumerate(example.mask) if trained) for example in examples]
+    assert size.supervised == sum(sum(example.mask) for example in examples)
+    packed = sum(last) - len(examples) * prefix
+    assert size.tokens == prefix + (packed if path.name == "packed" else len(examples) * (max(last) - prefix))
+    assert size.scores is (path.name != "head")
 
 
 def test_head_loss_equals_cross_entropy_for_any_head() -> None:
@@ -242,9 +257,9 @@ def test_recomputed_activations_give_the_same_gradients(
     said: list[str] = []
     model.train()  # layers are recomputed in training mode only; this model drops nothing
     with prepared(model, path), recompute:
-        recompute.decide(StepSize(4, 25, 0, True), free_bytes=1 << 50, say=said.append)
+        recompute.decide(BatchShape(4, 25, 0, 40), 1.0, free_bytes=1 << 50, say=said.append)
         assert not recompute.active
-        recompute.decide(StepSize(4, 25, 0, True), free_bytes=1000, say=said.append)
+        recompute.decide(BatchShape(4, 25, 0, 40), 1.0, free_bytes=1000, say=said.append)
         assert recompute.active
         assert "recomputed" in said[0]
         loss = batch_loss(model, batch, prefix, path) / batch.supervised
