@@ -21,6 +21,7 @@ from persona_lab.models.work import (
     Kind,
     Shape,
     activation_bytes,
+    best_bytes,
     forward_operations,
     number_bytes,
     shape_of,
@@ -200,7 +201,9 @@ def _step_rates(times: KindTimes, kind: Kind, shape: Shape, machine: Machine) ->
     slope = min(max((slow - quick) / (large - small), 0.5 * slow / large), slow / large)
     width = number_bytes(machine)
     low, high = (activation_bytes(stage.batch, shape, kind, width) for stage in (times.short, times.long))
-    scale = min(max((times.long.step_bytes - times.short.step_bytes) / (high - low), 0.5), 4.0)
+    # the short stage has no validations, and so no best weights
+    more = times.long.step_bytes - times.short.step_bytes - best_bytes(kind, width, machine.device)
+    scale = min(max(more / (high - low), 0.5), 4.0)
     held = weight_bytes(shape, kind, machine) + state_bytes(kind, width, machine.device)
     return StepRates(
         step_seconds=max(slow - slope * large, 0.0),

@@ -316,13 +316,22 @@ def forward_bytes(batch: BatchShape, shape: Shape, width: int) -> float:
 def state_bytes(kind: Kind, width: int, device: str) -> float:
     """Of trained weights: gradient, fp32 master, AdamW's two moments, and where it is main memory the best weights so
     far. `training.masters` converts gradients to fp32 piece by piece, but for 8-bit moments."""
-    own = float(width if kind.full_weights else 4)  # an adapter is fp32 on every machine
-    best = own if device != "cuda" else 0.0
+    own = _trained_width(kind, width)
+    best = best_bytes(kind, width, device)
     if kind.low_memory:
-        return kind.trainable * (3 * own + best)
+        return kind.trainable * 3 * own + best
     master = 4.0 if own < 4 else 0.0
     moments = 2.0 + 4.0 if kind.eight_bit else 8.0
-    return kind.trainable * (own + master + moments + best)
+    return kind.trainable * (own + master + moments) + best
+
+
+def best_bytes(kind: Kind, width: int, device: str) -> float:
+    """Of the best weights so far, which a training with validations keeps in main memory."""
+    return kind.trainable * _trained_width(kind, width) if device != "cuda" else 0.0
+
+
+def _trained_width(kind: Kind, width: int) -> float:
+    return float(width if kind.full_weights else 4)  # an adapter is fp32 on every machine
 
 
 def packed_bytes(shape: Shape, kind: Kind, machine: Machine) -> float:

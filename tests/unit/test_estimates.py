@@ -23,6 +23,7 @@ from persona_lab.models.work import (
     BatchShape,
     Kind,
     activation_bytes,
+    best_bytes,
     load_of,
     shape_of,
     state_bytes,
@@ -213,6 +214,7 @@ def _stage(width: int, rates: dict[str, float], trainable: int, full: bool, vali
     batch = BatchShape(4, width, 64, 2 * width)
     seconds = rates["step"] + rates["operation"] * step_operations(batch, shape, kind)
     held = weight_bytes(shape, kind, CPU) + state_bytes(kind, 2, "cpu") + rates["fixed"]
+    held -= 0 if validated else best_bytes(kind, 2, "cpu")
     peak = int(held + rates["scale"] * activation_bytes(batch, shape, kind, 2))
     return StageTimes(
         rows=4, width=width, prefix=64, supervised=2 * width, step_seconds=[9 * seconds, seconds, seconds],
