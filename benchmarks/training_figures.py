@@ -317,16 +317,19 @@ def plot(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     axes = list(dict.fromkeys(point["axis"] for point in points))
+    kinds = (("seconds an epoch", "steady_seconds", 1), ("peak memory, GiB", "peak_memory_bytes", 2**30))
     figure, grid = pyplot.subplots(2, len(axes), figsize=(4 * len(axes), 6), squeeze=False)
     for column, axis in enumerate(axes):
-        for method in dict.fromkeys(point["method"] for point in points if point["axis"] == axis):
-            chosen = [point for point in points if point["axis"] == axis and point["method"] == method]
-            across = [point["value"] for point in chosen]
-            grid[0][column].plot(across, [p["steady_seconds"] for p in chosen], "o-", label=method)
-            grid[1][column].plot(across, [p["peak_memory_bytes"] / 2**30 for p in chosen], "o-", label=method)
-        for row, unit in enumerate(("seconds an epoch", "peak memory, GiB")):
-            grid[row][column].set(xlabel=axis, ylabel=unit, ylim=(0, None))
-            grid[row][column].legend()
+        along = [point for point in points if point["axis"] == axis]
+        for row, (unit, key, scale) in enumerate(kinds):
+            for method in dict.fromkeys(point["method"] for point in along):
+                chosen = [point for point in along if point["method"] == method]
+                grid[row][column].plot(
+                    [p["value"] for p in chosen], [p[key] / scale for p in chosen], "o-", label=method
+                )
+            most = max(point[key] / scale for point in along)
+            grid[row][column].set(xlabel=axis, ylabel=unit, ylim=(0, 1.08 * most))
+            grid[row][column].legend(loc="lower right")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
