@@ -40,6 +40,7 @@ from persona_lab.types import (
     ItemScore,
     LogLikelihood,
     Machine,
+    Measured,
     Message,
     Metric,
     Persona,
@@ -48,6 +49,7 @@ from persona_lab.types import (
     Quantization,
     Rendered,
     Sampling,
+    TokenCounts,
     TraitState,
     Variant,
 )
@@ -129,6 +131,7 @@ _TOOLKIT = {
     "keep_base": "persona_lab.training.foundation",
     "parse_traits": "persona_lab.inference.trait_files",
     "rows_by_aspect": "persona_lab.datasets.aspects",
+    "rows_by_tag": "persona_lab.datasets.aspects",
     "parse_weights": "persona_lab.datasets.aspects",
     "attach_aspect": "persona_lab.training.aspects",
     "save_aspects": "persona_lab.training.aspects",
@@ -349,6 +352,10 @@ class Strategy(ABC):
     ) -> list[Problem]:
         """For strategies that go on: what speaks against this parent. Cheap; no torch."""
         return []
+
+    def going_on(self, parent: Variant, learned: Sequence[Conversation]) -> Strategy:
+        """For strategies that go on: this one, with an `estimate` of just this parent. Cheap; no torch."""
+        return self
 
     def check(self, config: Any, persona: Persona, dataset: Dataset | None, machine: Machine) -> list[Problem]:
         """What will not, or may not, work. Cheap; no torch."""
@@ -572,6 +579,7 @@ __all__ = [
     "ItemScore",
     "LogLikelihood",
     "Machine",
+    "Measured",
     "Message",
     "Metric",
     "NoSettings",
@@ -587,6 +595,7 @@ __all__ = [
     "Sampling",
     "Strategy",
     "Tab",
+    "TokenCounts",
     "TrainContext",
     "TrainJob",
     "TraitState",

@@ -21,6 +21,7 @@ from persona_lab.dataset_versions import IN_USE, in_use_first, take_prompts
 from persona_lab.errors import BadInput, PersonaLabError, UnknownName
 from persona_lab.formats import told, upgraded, written
 from persona_lab.home import Home, disk_errors, write_atomic
+from persona_lab.jobs import read_job
 from persona_lab.jobs import view as view_run
 from persona_lab.library import Library, Row
 from persona_lab.models.weights import checksums
@@ -395,6 +396,8 @@ class Catalog:
     def datasets_behind(self, variant: Variant) -> list[Path]:
         """The files of the datasets that a variant and those it went on from were trained on, its own first.
 
+        Of forebears that were deleted the descendant's own run tells.
+
         Raises:
             UnknownName: a dataset is gone.
         """
@@ -404,8 +407,19 @@ class Catalog:
         while generation is not None and generation.id not in seen:
             seen.add(generation.id)
             found[self.dataset_path(generation.dataset)] = None
-            generation = self.find_variant(generation.parent) if generation.parent else None
+            before = self.find_variant(generation.parent) if generation.parent else None
+            if generation.parent and before is None:
+                found |= dict.fromkeys(self._told_by_run(generation))
+            generation = before
         return list(found)
+
+    def _told_by_run(self, variant: Variant) -> list[Path]:
+        """The datasets of its forebears that are still there, as its run's job names them."""
+        try:
+            job = read_job(self.home.run(variant.run))
+        except UnknownName:
+            return []
+        return [path for path in map(Path, job.parent_datasets) if path.exists()]
 
     def _newest(self, persona_id: str) -> Dataset | None:
         """The newest version, or None: there is none, or its file cannot be read (another import mends that)."""

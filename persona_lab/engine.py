@@ -380,14 +380,30 @@ class Engine(Talking, Queueing, Keeping, Pulling, Sharing, Guests, Versions):
             minutes: the most a training may take; what takes longer is not recommended.
             dataset_id: None: the persona's newest.
         """
-        persona, info = self.persona(persona_id), self.base_model(base)
+        persona = self.persona(persona_id)
         dataset = self.dataset(dataset_id) if dataset_id else self._newest_dataset(persona_id)
         chosen = [self.plugins.get("strategy", strategy)] if strategy else self.plugins.all("strategy")
+        parent = self._named_parent(chosen, settings or {}, persona, base)
+        info = self.base_model(parent.base if parent else base)
+        if parent is not None and dataset is not None:
+            learned = self.catalog.learned_by(parent, dataset)
+            chosen = [p.going_on(parent, learned) if getattr(p, "goes_on", False) else p for p in chosen]
         machine = self._informed(info, dataset, persona)
         advisor = Advisor(minutes, self.catalog.own_outcomes(persona_id))
         return plan_strategies(
             self.plugins, chosen, persona, dataset, info, machine, settings or {}, bool(strategy), advisor
         )
+
+    def _named_parent(
+        self, parts: Sequence[Any], settings: Mapping[str, Any], persona: Persona, base: str
+    ) -> Variant | None:
+        """The variant that a plan is asked to go on from; None: none was named."""
+        part = next((part for part in parts if getattr(part, "goes_on", False)), None)
+        if part is None or not settings.get("variant"):
+            return None
+        known = {key: value for key, value in settings.items() if key in part.Config.model_fields}
+        config = validate_settings(part.Config, known, f"strategy {part.id!r}")
+        return parent_of(part, config, persona, base, self.variants())
 
     def _informed(self, base: BaseModelInfo, dataset: Dataset | None, persona: Persona) -> Machine:
         """The machine with what was measured on it, and this data's exact lengths."""
@@ -451,7 +467,8 @@ class Engine(Talking, Queueing, Keeping, Pulling, Sharing, Guests, Versions):
                 raise BadInput(problem.message, problem.fix)
         if not force:
             machine = self._informed(info, dataset, persona)
-            refuse_misfit(self.plugins, part, config, persona, info, dataset, machine)
+            planned = part.going_on(parent, learned) if parent is not None else part
+            refuse_misfit(self.plugins, planned, config, persona, info, dataset, machine)
         return self._submit(
             "train",
             f"{persona_id[:40]}-{slug(strategy)}",

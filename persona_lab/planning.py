@@ -31,6 +31,8 @@ class _Considered:
     advice: Advice
     short: bool = False
     """There is too little memory or disk."""
+    refused: BadSetting | None = None
+    """It does not take one of the settings."""
 
     @property
     def blocked(self) -> bool:
@@ -66,7 +68,15 @@ def plan_strategies(
         _refuse_unknown(strategies, settings)
     for part in strategies:
         values = settings if strict else {k: v for k, v in settings.items() if k in part.Config.model_fields}
-        config = validate_settings(part.Config, values, f"strategy {part.id!r}")
+        try:
+            config = validate_settings(part.Config, values, f"strategy {part.id!r}")
+        except BadSetting as error:
+            if strict:
+                raise
+            # what one strategy does not take must not hide what the others would cost
+            problem = Problem(message=error.message, fix=error.fix)
+            found.append(_Considered(part, NO_ESTIMATE, (problem,), (), Advice(), refused=error))
+            continue
         try:
             problems = plugins.guarded("strategy", part.id, part.check, config, persona, dataset, machine)
             estimate = estimate_of(plugins, part, config, base, dataset, machine)
@@ -81,6 +91,9 @@ def plan_strategies(
         problems = [*problems, *lacking]
         advice = judge.advise(part, config, estimate, dataset, machine)
         found.append(_Considered(part, estimate, tuple(problems), changes, advice, short))
+    refusals = [one.refused for one in found if one.refused is not None]
+    if refusals and len(refusals) == sum(any(k in part.Config.model_fields for k in settings) for part in strategies):
+        raise refusals[0]  # nobody takes it
     found.sort(key=lambda one: (one.blocked, *one.advice.order, getattr(one.part, "rank", 100), one.estimate.seconds))
     return [_row(number, one) for number, one in enumerate(found, start=1)]
 

@@ -15,7 +15,7 @@ from pathlib import PurePath
 from typing import Any
 
 from persona_lab.engine import Engine
-from persona_lab.errors import BadInput, PersonaLabError, WorkFailed
+from persona_lab.errors import BadInput, PersonaLabError, UserError, WorkFailed
 from persona_lab.evaluation.history import history_of, job_of
 from persona_lab.settings import validate_settings
 from persona_lab.types import DatasetSummary, Metric, RunView, Variant
@@ -110,7 +110,7 @@ def _train_all(
                 if run.status != "done":
                     raise WorkFailed(run.message or f"The run is {run.status}.", run.fix)
                 found = engine.variant(run.variant)
-            except (BadInput, WorkFailed) as error:
+            except (UserError, WorkFailed) as error:
                 made.problems.append(f"{strategy}, seed {seed}: {error}")
                 say(f"{strategy} on {persona}, seed {seed}, could not be trained: {error}")
                 continue

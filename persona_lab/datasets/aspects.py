@@ -7,7 +7,8 @@ The rules know words only, and say so: `knowledge` is a reply that shares conten
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +24,7 @@ MOST = 8
 SHARED_WORDS = 2
 Untagged = Literal["voice", "all", "none"]
 
+_LETTERS = re.compile(r"[^\W_]+")
 _WORD = re.compile(r"[^\W\d_]{4,}")
 _COMMON = frozenset(
     _WORD.findall(
@@ -62,8 +64,21 @@ def rows_by_aspect(dataset: Dataset, persona: Persona, untagged: Untagged = "voi
     Raises:
         BadInput: fewer than two aspects have enough rows, or there are more than eight.
     """
+    by_tag = rows_by_tag(dataset, untagged)
+    return by_tag if by_tag is not None else _parted(dataset, _by_rule(dataset, persona), tagged=False)
+
+
+def rows_by_tag(dataset: Dataset, untagged: Untagged = "voice") -> Aspects | None:
+    """The same by tags alone; None: no row has one.
+
+    Raises:
+        BadInput
+    """
     tagged = any(conversation.tags for conversation in dataset.conversations)
-    names = _tagged(dataset, untagged) if tagged else _by_rule(dataset, persona)
+    return _parted(dataset, _tagged(dataset, untagged), tagged=True) if tagged else None
+
+
+def _parted(dataset: Dataset, names: Sequence[Sequence[str]], tagged: bool) -> Aspects:
     rows: dict[str, list[Conversation]] = {}
     for conversation, found in zip(dataset.conversations, names, strict=True):
         for name in found:
@@ -91,9 +106,16 @@ def _refuse(enough: list[str], counts: Mapping[str, int], tagged: bool) -> None:
 
 
 def _tagged(dataset: Dataset, untagged: Untagged) -> list[list[str]]:
-    every = sorted({slug(tag) for c in dataset.conversations for tag in c.tags})
+    every = sorted({aspect_name(tag) for c in dataset.conversations for tag in c.tags})
     instead = {"voice": [VOICE], "all": every, "none": []}[untagged]
-    return [list(dict.fromkeys(slug(tag) for tag in c.tags)) or instead for c in dataset.conversations]
+    return [list(dict.fromkeys(aspect_name(tag) for tag in c.tags)) or instead for c in dataset.conversations]
+
+
+def aspect_name(tag: str) -> str:
+    """The aspect that a tag names: as an id, in whatever script it is written."""
+    if tag.isascii():
+        return slug(tag)
+    return "_".join(_LETTERS.findall(unicodedata.normalize("NFKC", tag).casefold()))[:48].strip("_") or slug("")
 
 
 def _by_rule(dataset: Dataset, persona: Persona) -> list[list[str]]:

@@ -77,6 +77,8 @@ def estimate_training(
         The estimate, with its seconds by part. Stages are added up with `combine_estimates`.
     """
     work, shape = load_of(config, base, dataset, machine), shape_of(base)
+    if full_weights and not base.parameters:  # of a base that is not fetched yet: as large as the rest takes it to be
+        trainable = round(shape.parameters * min(max(depth, 0.0), 1.0))
     kind = Kind(
         trainable,
         full_weights,

@@ -305,12 +305,11 @@ def check_bytes(work: Load, shape: Shape, width: int) -> float:
 
 
 def forward_bytes(batch: BatchShape, shape: Shape, width: int) -> float:
-    """Of a forward pass without gradients: one layer at a time, and the head's chunk of logits."""
-    inner = batch.tokens * (8 * shape.hidden + 4 * shape.inner) + shape.heads * batch.rows * batch.width * (
-        batch.prefix + batch.width
-    )
-    caches = batch.tokens * 2 * shape.hidden * shape.layers
-    return (inner + caches) * width + min(batch.supervised, HEAD_CHUNK) * shape.vocabulary * 12.0
+    """Of a forward pass without gradients: one layer at a time, with each head's scores and weights of all pairs, and
+    after the last layer the head's chunk of logits."""
+    pairs = batch.rows * batch.width * (batch.prefix + batch.width)
+    layer = width * (batch.tokens * (8 * shape.hidden + 4 * shape.inner) + 2 * shape.heads * pairs)
+    return max(layer, min(batch.supervised, HEAD_CHUNK) * shape.vocabulary * 12.0)
 
 
 def state_bytes(kind: Kind, width: int, device: str) -> float:

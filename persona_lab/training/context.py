@@ -91,6 +91,8 @@ class Context:
     """Where kept bases and other personas' held-out lines are."""
     seconds: dict[str, float] = field(default_factory=lambda: {"load": 0.0, "train": 0.0, "save": 0.0})
     quantization: Quantization | None = None
+    fetched_seconds: float = 0.0
+    """Taken by fetching models other than the base, which no plan knows of."""
     _paths: WeakKeyDictionary[Any, LossPath] = field(default_factory=WeakKeyDictionary)
 
     # --- reporting -----------------------------------------------------------------------------------
@@ -376,8 +378,10 @@ class Context:
         sizes = exchange_sizes(candidates, self.renderer)
         home = Home(self.run_dir.parents[1])
         model: Path | None = None
+        started = time.perf_counter()
         try:
             model = embedding.ensure(home, self.reporter)
+            self.fetched_seconds += time.perf_counter() - started
         except (ModelUnavailable, BadModel) as error:
             self.log(f"Examples are chosen by the words they share with the question: {error} {error.fix}", "warning")
         with saving.new_folder(self.run_dir / "artifact") as folder:

@@ -116,7 +116,8 @@ class Forecast:
     def remember(self, seconds: float, memory_bytes: int, artifact: Artifact) -> None:
         """Keep how the run compared with its uncorrected estimate, so that later plans are better."""
         context = self.context
-        if not self.whole:
+        # a foundation that was there already took none of the time and memory that its plan counts
+        if not self.whole or artifact.details.get("foundation", {}).get("reused"):
             return
         raw = context.plugins.guarded(
             "strategy",

@@ -190,6 +190,9 @@ def keep_base(ctx: Any, model: Any, recipe: str, name: str, fit: FitResult, pass
         DiskFull: nothing is left behind. Cancelled
     """
     origin: BaseModelInfo = ctx.base
+    ended = fit.stopped == "asked"
+    if ended:  # or the next character would be given it as the whole
+        recipe = hashlib.sha256(f"{recipe} ended after step {fit.steps}".encode()).hexdigest()
     model_id = _id(recipe, name)
 
     def make(folder: Path) -> dict[str, Any]:
@@ -211,8 +214,9 @@ def keep_base(ctx: Any, model: Any, recipe: str, name: str, fit: FitResult, pass
 
     ctx.phase("Keeping the foundation")
     made = cache.build(ctx.home, model_id, ctx.reporter, 2 * origin.parameters + 50_000_000, make)
-    # found by its recipe from now on, so a resumed run needs them no more, and they are large
-    shutil.rmtree(ctx.run_dir / "checkpoints" / STAGE, ignore_errors=True)
+    if not ended:
+        # found by its recipe from now on, so a resumed run needs them no more, and they are large
+        shutil.rmtree(ctx.run_dir / "checkpoints" / STAGE, ignore_errors=True)
     return made
 
 

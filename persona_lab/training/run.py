@@ -77,18 +77,20 @@ def run(job: Job, reporter: Any, plugins: Any) -> dict[str, Any]:
     )
     context.seconds["load"] += fetched - started
     context.run_dir.mkdir(parents=True, exist_ok=True)
+    if parent is not None:
+        strategy = strategy.going_on(parent, context.learned)
     _check(context, strategy, settings)
     forecast = Forecast(context, strategy, settings, home)
     forecast.measure_first()
     forecast.refuse_misfit(job.force)
     forecast.keep_cheaper()
-    # fetching a base and measuring steps are not part of what a training was predicted to take
-    apart = (fetched - started) + forecast.seconds
     randomness.seed_all(job.seed)
     with memory_errors(LESS_MEMORY):
         train_job = TrainJob(settings=settings)
         artifact = plugins.guarded("strategy", job.strategy, strategy.train, train_job, context)
     total = time.perf_counter() - started
+    # fetching models and measuring steps are not part of what a training was predicted to take
+    apart = (fetched - started) + forecast.seconds + context.fetched_seconds
     result = _result(job, context, artifact, total) | {"predicted": forecast.document()}
     forecast.remember(total - apart, result["peak_memory_bytes"], artifact)
     shutil.rmtree(context.run_dir / "checkpoints", ignore_errors=True)  # of no more use, and large
@@ -130,7 +132,8 @@ def _check(context: Context, strategy: Any, settings: Any) -> None:
     problems = list(guarded("strategy", strategy.id, strategy.check, settings, persona, dataset, machine))
     if context.parent is not None:
         asked = (settings, context.parent, context.learned, dataset)
-        problems += guarded("strategy", strategy.id, strategy.check_parent, *asked)
+        told = guarded("strategy", strategy.id, strategy.check_parent, *asked)
+        problems += [problem for problem in told if problem not in problems]
     rows = check_trainable(context.renderer, context.system, dataset.of("train"), context.max_tokens)
     for problem in [*problems, *rows]:
         if problem.severity == "warning":

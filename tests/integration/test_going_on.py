@@ -67,6 +67,40 @@ def test_what_cannot_be_gone_on_from_is_refused_before_it_starts(
     assert len(engine.runs()) == runs + 1
 
 
+def test_a_plan_is_of_the_variants_own_weights_and_of_what_is_new(
+    engine: Engine, mother: Variant, tiny_model: Path, tmp_path: Path
+) -> None:
+    (nothing,) = engine.plan("tam", "continue", settings={"variant": mother.id})
+    assert not nothing.fits
+    assert "nothing new to learn" in nothing.reason
+    bring_new_rows(engine, tmp_path)
+    adapter = engine.plan("tam", "continue", settings=MORE | {"variant": mother.id, "replay": 0})[0]
+    assert adapter.fits
+    lora = engine.plan("tam", "lora", str(tiny_model), LORA)[0]
+    assert adapter.trainable_parameters == lora.trainable_parameters  # of the variant's rank, on the variant's base
+    all_again = engine.plan("tam", "continue", settings=MORE | {"variant": mother.id, "replay": 1})[0]
+    assert all_again.seconds > adapter.seconds
+    run = engine.wait(engine.train("tam", "freeze", str(tiny_model), MORE | {"layers": 1}))
+    whole = engine.plan("tam", "continue", settings=MORE | {"variant": run.variant, "replay": 1})[0]
+    assert whole.trainable_parameters == engine.base_model(str(tiny_model)).parameters
+    everything = engine.plan("tam", settings={"variant": mother.id})
+    assert next(row for row in everything if row.strategy == "continue").trainable_parameters == (
+        adapter.trainable_parameters
+    )
+    with pytest.raises(UnknownName, match="nobody"):
+        engine.plan("tam", "continue", settings={"variant": "nobody"})
+
+
+def test_what_a_deleted_forebear_knew_is_still_learned(engine: Engine, mother: Variant, tmp_path: Path) -> None:
+    bring_new_rows(engine, tmp_path)
+    run = engine.wait(engine.train("tam", "continue", settings=MORE | {"variant": mother.id}))
+    daughter, dataset = engine.variant(run.variant), engine.dataset("tam-v2")
+    before = engine.catalog.learned_by(daughter, dataset)
+    engine.delete_variant(mother.id)
+    assert engine.catalog.learned_by(daughter, dataset) == before
+    assert len(before) > len(dataset.of("train"))
+
+
 def test_lineage_is_kept_over_generations_and_shown(
     engine: Engine, mother: Variant, cli: Callable[..., Any], tmp_path: Path
 ) -> None:

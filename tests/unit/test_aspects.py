@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from persona_lab_builtin.strategies.lora import LoRAConfig
 from safetensors.torch import load_file
 
 from persona_lab.datasets.aspects import parse_weights, rows_by_aspect
@@ -24,7 +25,18 @@ from persona_lab.inference.loading import VariantHost, load_variant
 from persona_lab.models import registry
 from persona_lab.plugins import Plugins
 from persona_lab.training.run import run
-from persona_lab.types import ChatRequest, Conversation, Dataset, Job, Machine, Message, Sampling, Variant, now
+from persona_lab.types import (
+    BaseModelInfo,
+    ChatRequest,
+    Conversation,
+    Dataset,
+    Job,
+    Machine,
+    Message,
+    Sampling,
+    Variant,
+    now,
+)
 
 CPU = Machine(
     device="cpu",
@@ -176,6 +188,27 @@ def test_rows_go_where_their_tags_say(tagged: Dataset, persona_factory: Any, unt
     assert not found.by_rule
     assert {name: len(part.of("train")) for name, part in found.parts.items()} == expected
     assert next(iter(found.parts)) == "voice"
+
+
+def test_tags_in_any_script_are_aspects(tagged: Dataset, persona_factory: Any) -> None:
+    script = {"mood": "Настроение", "knowledge": "знание 2"}
+    rows = [c.model_copy(update={"tags": tuple(script.get(t, t) for t in c.tags)}) for c in tagged.conversations]
+    found = rows_by_aspect(tagged.model_copy(update={"conversations": tuple(rows)}), persona_factory())
+    assert set(found.parts) == {"voice", "настроение", "знание_2"}
+    assert parse_weights("настроение=0.5") == {"настроение": 0.5}
+
+
+def test_an_estimate_follows_the_stages(tagged: Dataset, plugins: Plugins) -> None:
+    """Each aspect validates and writes samples by itself."""
+    part = plugins.get("strategy", "aspects")
+    starter = BaseModelInfo(id="starter", key="starter", name="s", path="", ready=True, parameters=134_515_008)
+    lora = plugins.get("strategy", "lora").estimate(LoRAConfig(rank=8), starter, tagged, CPU)
+    three = part.estimate(part.Config(), starter, tagged, CPU)
+    assert three.trainable_parameters == 3 * lora.trainable_parameters
+    assert three.parts["validate"] > 2 * lora.parts["validate"]
+    assert three.parts["train"] > lora.parts["train"]  # 40 rows in three aspects, where 32 rows are read once
+    every = part.estimate(part.Config(untagged="all"), starter, tagged, CPU)
+    assert every.parts["train"] > three.parts["train"]
 
 
 def test_without_tags_rules_are_used_and_said_to_be(persona_factory: Any) -> None:

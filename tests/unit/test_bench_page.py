@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from persona_lab.bench.measure import BASE, CONTROL, Measured
+import pytest
+
+from persona_lab.bench import measure
+from persona_lab.bench.measure import BASE, CONTROL, Measured, Plan
 from persona_lab.bench.page import write_page
+from persona_lab.errors import WillNotFit
 from persona_lab.types import Comparison, DatasetSummary, Machine, Metric
 
 MACHINE = Machine(
@@ -112,3 +117,18 @@ def test_a_measure_that_nobody_took_is_no_column(tmp_path: Path) -> None:
     assert "ranking" not in text
     assert text.count("Not measured.") == 2
     assert "Nothing: no difference is beyond chance." in text
+
+
+def test_a_strategy_that_does_not_fit_is_noted_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(*asked: Any, **more: Any) -> str:
+        raise WillNotFit("It needs 90 GB; 4 GB are free.", "Use `lora`.")
+
+    monkeypatch.setattr(measure, "_finished", lambda *asked: None)
+    plan = Plan(("tam",), ("full",), seeds=2)
+    engine: Any = SimpleNamespace(train=train)
+    said: list[str] = []
+    follow: Any = None
+    made = measure._train_all(engine, plan, "tam", "full", follow, said.append)
+    assert made.variants == []
+    assert len(made.problems) == 2
+    assert "90 GB" in made.problems[0]

@@ -404,6 +404,39 @@ def test_a_persona_that_holds_out_what_was_read_gets_another(train: Any, home: H
         kept.check_unread(home, old, [line])
 
 
+def test_a_foundation_that_was_ended_early_is_not_given_to_the_next_as_the_whole(
+    train: Any, home: Home, tmp_path: Path
+) -> None:
+    (tmp_path / "world.txt").write_text(world())
+    config = {**QUICK, "corpus": str(tmp_path / "world.txt")}
+
+    class Ended(Watcher):
+        def enough(self) -> bool:
+            return any(stage == "foundation" and step >= 3 for step, stage in self.steps)
+
+    first = train(Ended(), **config)
+    early = first["artifact"]["details"]["foundation"]
+    assert early["fit"]["stopped"] == "asked"
+    second = train(watch := Watcher(), run_id="two", **config)
+    whole = second["artifact"]["details"]["foundation"]
+    assert watch.stages() == {"foundation", "lora"}
+    assert whole["reused"] is False
+    assert whole["fit"]["steps"] > early["fit"]["steps"]
+    assert sorted(kept.ids(home)) == sorted([early["id"], whole["id"]])
+    assert train(Watcher(), run_id="three", **config)["artifact"]["details"]["foundation"]["reused"] is True
+
+
+def test_a_reused_foundation_teaches_plans_nothing(train: Any, home: Home, tmp_path: Path) -> None:
+    """Its run took none of the time and memory that its plan counts for the corpus."""
+    (tmp_path / "world.txt").write_text(world())
+    config = {**QUICK, "corpus": str(tmp_path / "world.txt")}
+    train(**config)
+    learned = home.calibration.read_text()
+    assert '"foundation"' in learned
+    train(run_id="two", persona="barnaby", **config)
+    assert home.calibration.read_text() == learned
+
+
 def test_it_resumes_at_either_stage(train: Any, home: Home, tmp_path: Path) -> None:
     (tmp_path / "world.txt").write_text(world())
     config = {**QUICK, "corpus": str(tmp_path / "world.txt")}
@@ -543,4 +576,10 @@ def test_forms_and_estimates(strategy: str, plugins: Plugins, dataset_of: Any, t
             for name in ("a.txt", "b.txt")
         ]
         assert 3 * costs[0].seconds < costs[1].seconds
+        wide, narrow = (
+            part.estimate(part.Config(corpus=str(tmp_path / "b.txt"), passage_tokens=tokens), starter, None, CPU)
+            for tokens in (512, 64)
+        )
+        assert wide.seconds == pytest.approx(narrow.seconds, rel=0.5)  # the same text, shared by no passages
+        assert narrow.parts
         assert costs[0].peak_memory_bytes > 134_515_008 * 16

@@ -179,6 +179,34 @@ def test_a_setting_that_no_strategy_has_is_refused(
     assert len(rows) == len(plugins.all("strategy"))
 
 
+def test_a_setting_that_one_strategy_refuses_hides_no_other(
+    plugins: Plugins, persona: Persona, conversations_factory: Callable[..., Any]
+) -> None:
+    dataset = data(conversations_factory, 40)
+    rows = plan_strategies(plugins, plugins.all("strategy"), persona, dataset, BASE, CPU, {"rank": "512"}, False)
+    assert len(rows) == len(plugins.all("strategy"))
+    fits = {row.strategy: row.fits for row in rows}
+    assert fits["lora"]
+    assert not fits["aspects"]
+    assert "rank" in next(row.reason for row in rows if row.strategy == "aspects")
+    with pytest.raises(BadSetting, match="rank"):
+        plan_strategies(plugins, plugins.all("strategy"), persona, dataset, BASE, CPU, {"rank": "0"}, False)
+
+
+def test_a_base_that_is_not_fetched_yet_is_taken_to_be_as_large_for_every_strategy(
+    plugins: Plugins, persona: Persona, conversations_factory: Callable[..., Any]
+) -> None:
+    hub = BASE.model_copy(update={"parameters": 0, "config": {}, "ready": False})
+    found = {
+        name: plan_strategies(
+            plugins, [plugins.get("strategy", name)], persona, data(conversations_factory, 40), hub, CPU, {}, True
+        )[0]
+        for name in ("lora", "freeze", "full")
+    }
+    assert found["lora"].peak_memory_bytes < found["freeze"].peak_memory_bytes < found["full"].peak_memory_bytes
+    assert found["freeze"].trainable_parameters < found["full"].trainable_parameters == 500_000_000
+
+
 def test_without_a_gpu_qlora_comes_last_and_says_why(rows_of: Callable[..., list[PlanRow]]) -> None:
     rows = rows_of()
     last = [row for row in rows if row.fits][-1]

@@ -88,13 +88,23 @@ class AspectsStrategy(Strategy):
     def estimate(
         self, config: AspectsConfig, base: BaseModelInfo, dataset: Dataset | None, machine: Machine
     ) -> Estimate:
-        """As `lora` of the summed rank, with every row read once for each aspect it is in (guessed as twice)."""
-        from persona_lab.api import estimate_training, lora_parameters
+        """A LoRA on the rows of each aspect, one after the other, and the validation before and after them all."""
+        from persona_lab.api import combine_estimates, estimate_training, lora_parameters
 
-        trainable = USUAL_ASPECTS * lora_parameters(base, config.rank)
-        found = estimate_training(config, base, dataset, machine, trainable=trainable, full_weights=False, passes=2.0)
-        reason = f"A LoRA for each aspect, one after the other; {found.reason}"
-        return found.model_copy(update={"reason": reason, "uncertainty": round(found.uncertainty * 1.2, 2)})
+        each = lora_parameters(base, config.rank)
+        parts, passes = _parts(config, dataset)
+        stages = [
+            estimate_training(
+                config, base, part, machine, trainable=each, full_weights=False, passes=passes,
+                validations=0.0 if number else 2.0,
+            )
+            for number, part in enumerate(parts)
+        ]  # fmt: skip
+        reason = f"A LoRA for each aspect, one after the other; {stages[0].reason}"
+        found = combine_estimates(*stages, reason=reason, trainable=len(stages) * each)
+        if passes == 1:
+            return found
+        return found.model_copy(update={"uncertainty": round(found.uncertainty * 1.2, 2)})
 
     def train(self, job: TrainJob, ctx: TrainContext) -> Artifact:
         """Each aspect on its own rows, on top of those before; saved apart and as their sum."""
@@ -120,6 +130,20 @@ class AspectsStrategy(Strategy):
             for name, part in found.parts.items()
         }
         return save_aspects(ctx, model, _together(fits), weights, aspects=about, by_rule=found.by_rule, **losses)
+
+
+def _parts(config: AspectsConfig, dataset: Dataset | None) -> tuple[list[Dataset | None], float]:
+    """What each stage reads, and how much of it. Rules need the persona, which is not known here: with them three
+    aspects are guessed, that read every row twice together."""
+    from persona_lab.api import rows_by_tag
+
+    try:
+        tagged = rows_by_tag(dataset, config.untagged) if dataset is not None else None
+    except BadInput:
+        tagged = None  # `check` says what is wrong with the tags
+    if dataset is None or tagged is None:
+        return [dataset] * USUAL_ASPECTS, 2.0 / USUAL_ASPECTS
+    return [_validated(part, dataset) for part in tagged.parts.values()], 1.0
 
 
 def _unknown_weights(config: AspectsConfig, parts: dict[str, Dataset]) -> list[Problem]:

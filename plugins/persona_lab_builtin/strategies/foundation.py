@@ -26,6 +26,8 @@ from persona_lab.api import (
 )
 
 CHARACTERS_A_TOKEN = 4
+GUESSED_CORPUS = 1.15
+"""How much wider the error bar is, as a corpus's tokens are guessed from the size of its files."""
 FEW_CHARACTERS = 20_000
 """A corpus below this (about ten pages) is no genre: LoRA on the conversations learns as much."""
 
@@ -109,24 +111,22 @@ class FoundationStrategy(Strategy):
         self, config: FoundationConfig, base: BaseModelInfo, dataset: Dataset | None, machine: Machine
     ) -> Estimate:
         """The larger memory and the summed time and disk of both stages. A kept foundation costs only the second."""
-        from persona_lab.api import estimate_training, lora_parameters
+        from persona_lab.api import combine_estimates, estimate_training, lora_parameters
 
         corpus = _stand_in(config, dataset)
+        reading = _counting(machine, base, corpus, config.passage_tokens)
         first = estimate_training(
-            self._corpus_settings(config), base, corpus, machine, trainable=base.parameters, full_weights=True
+            self._corpus_settings(config), base, corpus, reading, trainable=base.parameters, full_weights=True
         )
+        first = first.model_copy(update={"uncertainty": round(first.uncertainty * GUESSED_CORPUS, 2)})
         if not config.then_lora:
             return first.model_copy(update={"disk_bytes": first.disk_bytes + 2 * base.parameters})
         trainable = lora_parameters(base, config.rank)
         lora = estimate_training(config, base, dataset, machine, trainable=trainable, full_weights=False)
-        return Estimate(
-            trainable_parameters=trainable,
-            peak_memory_bytes=max(first.peak_memory_bytes, lora.peak_memory_bytes),
-            seconds=first.seconds + lora.seconds,
-            disk_bytes=first.disk_bytes + lora.disk_bytes,
-            uncertainty=max(first.uncertainty, lora.uncertainty),
-            reason=f"The corpus first, {first.seconds:.0f} s of it; for the next character it is there already.",
-        )
+        reason = f"The corpus first, {first.seconds:.0f} s of it; for the next character it is there already."
+        both = combine_estimates(first, lora, reason=reason, trainable=trainable)
+        # the artifact's steps are those of the LoRA alone, and must not be taken for a run that stopped early
+        return both.model_copy(update={"steps": 0})
 
     def train(self, job: TrainJob, ctx: TrainContext) -> Artifact:
         """Find or train the foundation, then the character's LoRA on it."""
@@ -217,3 +217,15 @@ def _stand_in(config: FoundationConfig, dataset: Dataset | None) -> Dataset | No
         for i in range(max(1, round(size / len(text))) + held)
     ]
     return Dataset(id="corpus", persona="corpus", version=1, name="corpus", conversations=tuple(rows))
+
+
+def _counting(machine: Machine, base: BaseModelInfo, corpus: Dataset | None, tokens: int) -> Machine:
+    """The machine with the lengths of the stand-in: passages are full, share no prompt, and every token is learned."""
+    from persona_lab.api import Measured, TokenCounts
+
+    if corpus is None:
+        return machine
+    lengths = {passage.id: (tokens, tokens - 1) for passage in corpus.conversations}
+    counts = TokenCounts(dataset=corpus.id, base=base.key, prefix=0, conversations=lengths)
+    known = machine.measured or Measured()
+    return machine.model_copy(update={"measured": known.model_copy(update={"counts": (counts,)})})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from pydantic import Field
 
@@ -58,10 +60,19 @@ class ContinueStrategy(Strategy):
     Config = ContinueConfig
     goes_on = True
 
+    def __init__(self, parent: Variant | None = None, learned: Sequence[Conversation] = ()) -> None:
+        self.parent, self.learned = parent, learned
+
+    def going_on(self, parent: Variant, learned: Sequence[Conversation]) -> ContinueStrategy:
+        """With what it goes on from: estimates are of its weights, and of the rows that will be read."""
+        return ContinueStrategy(parent, learned)
+
     def check(
         self, config: ContinueConfig, persona: Persona, dataset: Dataset | None, machine: Machine
     ) -> list[Problem]:
         """A variant must be named; that the dataset is small is no remark here: the variant knows more."""
+        if self.parent is not None and dataset is not None:
+            return self.check_parent(config, self.parent, self.learned, dataset)
         if config.variant:
             return []
         fix = "Train one first, or set variant=ID; persona-lab variants list shows them."
@@ -79,12 +90,26 @@ class ContinueStrategy(Strategy):
     def estimate(
         self, config: ContinueConfig, base: BaseModelInfo, dataset: Dataset | None, machine: Machine
     ) -> Estimate:
-        """As for an adapter of the usual rank that reads the whole dataset; which variant it is, is not known here."""
+        """Of the parent's weights and the rows that are new or replayed; with no parent named, as for an adapter of the
+        usual rank that reads the whole dataset."""
         from persona_lab.api import estimate_training, lora_parameters
 
-        trainable = lora_parameters(base, USUAL_RANK)
-        rated = config.model_copy(update={"learning_rate": config.learning_rate or RATES["adapter"]})
-        found = estimate_training(rated, base, dataset, machine, trainable=trainable, full_weights=False)
+        parent = self.parent
+        kind = parent.kind if parent is not None and parent.kind in RATES else "adapter"
+        whole = kind == "weights"
+        trainable = base.parameters if whole else lora_parameters(base, _rank(parent))
+        rated = config.model_copy(update={"learning_rate": config.learning_rate or RATES[kind]})
+        if parent is not None and dataset is not None:
+            # seeds choose other rows, but as many of them
+            rows = (*new_rows(dataset, self.learned), *replayed(self.learned, config.replay, seed=0))
+            read = [row.model_copy(update={"split": "train"}) for row in rows]
+            dataset = dataset.model_copy(update={"conversations": (*read, *dataset.of("validation"))})
+        quantized = parent is not None and parent.quantization is not None
+        found = estimate_training(
+            rated, base, dataset, machine, trainable=trainable, full_weights=whole, quantized=quantized
+        )
+        if parent is not None:
+            return found
         reason = (
             "If the variant is an adapter; whole weights take as much as `full`. Only new rows and replays are read."
         )
@@ -103,6 +128,17 @@ class ContinueStrategy(Strategy):
         fit = ctx.fit(model, settings, job.stage, conversations=[*new, *old])
         save = ctx.save_adapter if parent.kind == "adapter" else ctx.save_weights
         return save(model, fit, parent=parent.id, new_rows=len(new), replayed_rows=len(old))
+
+
+def _rank(parent: Variant | None) -> int:
+    """Of the parent's adapter; the usual one where it cannot be read."""
+    if parent is None or parent.kind != "adapter":
+        return USUAL_RANK
+    try:
+        found = json.loads((Path(parent.path) / "adapter_config.json").read_text(encoding="utf-8")).get("r")
+    except (OSError, ValueError, AttributeError):
+        return USUAL_RANK
+    return found if isinstance(found, int) and found > 0 else USUAL_RANK
 
 
 def new_rows(dataset: Dataset, learned: Sequence[Conversation]) -> list[Conversation]:

@@ -67,7 +67,8 @@ class SteerStrategy(Strategy):
         once = estimate_forward(FitSettings(max_tokens=config.max_tokens), base, dataset, machine, passes=1)
         reason = "Nothing is trained; a trait that is new to this base is computed first, in about a minute."
         both = combine_estimates(once, once, reason=reason)
-        return both.model_copy(update={"disk_bytes": both.disk_bytes + VECTOR_BYTES, "uncertainty": 4.0})
+        # without parts: what its runs take beside that, which is most of it, says nothing of other strategies' plans
+        return both.model_copy(update={"disk_bytes": both.disk_bytes + VECTOR_BYTES, "uncertainty": 4.0, "parts": {}})
 
     def train(self, job: TrainJob, ctx: TrainContext) -> Artifact:
         """Compute what is missing, and measure the validation loss without and with the pull."""
