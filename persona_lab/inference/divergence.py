@@ -177,7 +177,7 @@ def _measure(base: Opened, variant: Opened | None, batch: _Batch) -> None:
     rows = torch.tensor(batch.rows)
     sums = torch.zeros((3, len(batch.windows)), dtype=torch.float64)
     for index, values in enumerate((kl, of_base, of_variant)):
-        sums[index].index_add_(0, rows, values.double().cpu())
+        sums[index].index_add_(0, rows, values.cpu().double())
     for window, (moved, first, second) in zip(batch.windows, sums.T.tolist(), strict=True):
         window.item.kl += moved
         window.item.base_total += first

@@ -84,6 +84,14 @@ def test_loglikelihood_in_bf16_is_near_and_leaves_the_model_alone(tiny_model: Pa
     assert [m for m in half.modules() if m._forward_hooks or m._forward_pre_hooks] == before
 
 
+def test_numbers_come_to_the_cpu_before_they_are_widened() -> None:
+    """An Apple GPU has no float64."""
+    root = Path(__file__).resolve().parents[2]
+    files = [file for folder in ("persona_lab", "plugins") for file in (root / folder).rglob("*.py")]
+    assert len(files) > 100
+    assert [file.name for file in files if ".double().cpu()" in file.read_text(encoding="utf-8")] == []
+
+
 def test_loglikelihood_of_nothing_is_nothing(tiny_model: Path, home: Home) -> None:
     model, renderer = load(tiny_model, home)
     assert loglikelihood(model, renderer, []) == []
