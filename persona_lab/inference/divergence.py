@@ -192,7 +192,7 @@ def _log_probabilities(opened: Opened, batch: _Batch) -> torch.Tensor:
     -inf are made finite, because 0 * inf is no number.
     """
     with opened() as model, _Head(model) as head:
-        with head.only_at(batch.rows, batch.columns):
+        with head.only_at(batch.rows, batch.columns, batch.ids.shape[1]):
             out = model(input_ids=batch.ids.to(model.device), use_cache=False).logits
         logits = head.picked(out, batch.rows, batch.columns)
         return logits.log_softmax(dim=1).clamp_(min=-1e4)
