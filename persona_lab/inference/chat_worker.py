@@ -97,12 +97,18 @@ class ChatWorker:
 
         Args:
             emit: takes each chunk as it comes.
-            should_stop: asked before every token.
+            should_stop: asked before every token, and before anything is loaded.
         """
+        if should_stop():
+            _leave_unsaid(requests, emit)
+            return
         requests = self._blended(requests, emit)
         for base in dict.fromkeys(request.variant.base for request in requests):
             mine = [request for request in requests if request.variant.base == base]
             with self._errors_to(mine, emit):
+                if should_stop():
+                    _leave_unsaid(mine, emit)
+                    continue
                 # the host is not held here: where memory runs out it has to go before the next one is loaded
                 groups = self._groups(self._serve(base).host, mine, emit)
                 for group in groups:
@@ -149,6 +155,9 @@ class ChatWorker:
         should_stop: Callable[[], bool],
     ) -> None:
         """`_decode`; where memory runs out before anybody spoke, once more without the other bases."""
+        if should_stop():
+            _leave_unsaid(group, emit)
+            return
         spoke = False
 
         def heard(chunk: ChatChunk) -> None:
@@ -268,6 +277,12 @@ def _alone(host: VariantHost, variant: Variant) -> Iterator[tuple[Any, None]]:
     """`model_for`, in the shape of `model_for_batch`."""
     with host.model_for(variant) as model:
         yield model, None
+
+
+def _leave_unsaid(requests: Sequence[ChatRequest], emit: Callable[[ChatChunk], None]) -> None:
+    """End these panes, which were stopped before any weights were in use: there is nothing to stamp."""
+    for request in requests:
+        emit(ChatChunk(pane=request.pane, done=True, stopped=True))
 
 
 def _stamp(request: ChatRequest, adapter: str, reply: Generated) -> Stamp:

@@ -143,3 +143,22 @@ def test_a_base_that_ran_out_of_memory_is_gone_before_it_is_loaded_again(
     panes = ask(worker(home, bf16=False), [variant(tiny_model, "base"), adapter("one")], "Are you lost?")
     assert [last.error for _, last in panes.values()] == ["", ""]
     assert len(room_for_one) == 2
+
+
+def test_after_a_stop_no_further_model_is_loaded(
+    home: Home, tiny_model: Path, tiny_model_of: Callable[[str], Path], room_for_one: list[Any]
+) -> None:
+    chat = worker(home, bf16=False)
+    requests = [
+        ChatRequest(pane=v.id, variant=v, messages=(Message(role="user", content="Why?"),), sampling=SAMPLING)
+        for v in (variant(tiny_model, "one"), variant(tiny_model_of("qwen2"), "other"))
+    ]
+    chunks: list[ChatChunk] = []
+    chat.answer(requests, chunks.append, lambda: True)
+    assert chunks == [ChatChunk(pane=name, done=True, stopped=True) for name in ("one", "other")]
+    assert (room_for_one, list(chat._served)) == ([], [])
+    chunks.clear()
+    chat.answer(requests, chunks.append, lambda: bool(chunks))
+    assert chunks[-2].stamp is not None
+    assert chunks[-1] == ChatChunk(pane="other", done=True, stopped=True)
+    assert list(chat._served) == [str(tiny_model)]
