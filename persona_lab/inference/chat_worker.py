@@ -139,6 +139,7 @@ class ChatWorker:
                 if spoke:
                     with self._errors_to(group, emit):
                         raise
+                    return
                 short = isinstance(error, OutOfMemory)
                 print(f"One pane at a time, since together they failed: {error!r}", file=sys.stderr, flush=True)
             if short:  # only now that the error, which holds on to all that it came through, is gone

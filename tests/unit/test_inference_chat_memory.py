@@ -162,3 +162,24 @@ def test_after_a_stop_no_further_model_is_loaded(
     assert chunks[-2].stamp is not None
     assert chunks[-1] == ChatChunk(pane="other", done=True, stopped=True)
     assert list(chat._served) == [str(tiny_model)]
+
+
+def test_panes_that_fail_after_they_began_to_speak_are_not_begun_again(
+    home: Home, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*arguments: Any, on_token: Any, **named: Any) -> Any:
+        on_token(0, "Well")
+        raise ValueError("broken")
+
+    monkeypatch.setattr(chat_worker, "generate", breaks)
+    requests = [
+        ChatRequest(pane=v.id, variant=v, messages=(Message(role="user", content="Why?"),), sampling=SAMPLING)
+        for v in (variant(tiny_model, "one"), variant(tiny_model, "other"))
+    ]
+    chunks: list[ChatChunk] = []
+    worker(home, bf16=False).answer(requests, chunks.append, lambda: False)
+    assert [(c.pane, c.text, "broken" in c.error) for c in chunks] == [
+        ("one", "Well", False),
+        ("one", "", True),
+        ("other", "", True),
+    ]
