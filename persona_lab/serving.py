@@ -23,6 +23,7 @@ from starlette.routing import Route
 
 from persona_lab.access.bodies import small_body
 from persona_lab.datasets.rendering import ChatRenderer
+from persona_lab.errors import BadInput
 from persona_lab.inference.prompting import messages_for
 from persona_lab.types import ChatChunk, ChatRequest, Message, Sampling, Variant
 
@@ -232,6 +233,11 @@ class _Server:
         wanted = asked.request(self.variant)
         if not wanted.messages or wanted.messages[-1].role != "user":
             return _error(400, "The last message must be the user's.", "invalid_request_error", param="messages")
+        if self._renderer is not None:
+            try:  # what the model's chat template refuses is the request's fault, not the server's
+                self._renderer.prompt_ids(messages_for(self.variant, wanted.messages))
+            except BadInput as error:
+                return _error(400, str(error), "invalid_request_error", param="messages")
         reply = _Reply(self.chat, wanted, list(asked.stop or ()), self._renderer)
         if asked.stream:
             usage = bool(asked.stream_options and asked.stream_options.include_usage)

@@ -721,7 +721,8 @@ class Stamp(Frozen):
 
 
 class ChatChunk(Frozen):
-    """A piece of a reply; the last of a pane has `done` with a stamp, or `error`."""
+    """A piece of a reply; the last of a pane has `done` with a stamp (none where it was `stopped` before any weights
+    were in use), or `error`."""
 
     pane: str
     text: str = ""

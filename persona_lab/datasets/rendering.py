@@ -131,12 +131,18 @@ class ChatRenderer:
         """The conversation as ids, ending where the assistant's next reply begins.
 
         Where the last turn is the assistant's, it is a reply that is not finished: the ids end with it.
+
+        Raises:
+            BadInput: the template refuses these turns.
         """
         turns = _turns(messages)
         begun = ""
         if len(turns) > 1 and turns[-1][0] == "assistant":
             begun, turns = turns[-1][1], turns[:-1]
-        text = self._text(self._fitted(turns), generation_prompt=True)
+        try:
+            text = self._text(self._fitted(turns), generation_prompt=True)
+        except jinja2.TemplateError as error:
+            raise _refused(error) from error
         return self._tokens.encode(text + self._tokens.mark(begun))[0]
 
     def text_ids(self, text: str) -> list[int]:
@@ -215,10 +221,7 @@ class ChatRenderer:
             text = self._text(turns)
             spans = tuple(self._span(text, turns, i) for i, turn in enumerate(turns) if turn[0] == "assistant")
         except jinja2.TemplateError as error:
-            raise BadInput(
-                f"The base model's chat template refuses this conversation: {error}.",
-                "User and assistant must take turns; check the row, or use another base model.",
-            ) from error
+            raise _refused(error) from error
         prefix = self._prefix_of(turns[0][1]) if turns[0][0] == "system" else ""
         return _Text(text, spans, len(prefix) if text.startswith(prefix) else 0)
 
@@ -282,6 +285,13 @@ def _ids(value: Any) -> list[int]:
 
 def _turns(messages: Iterable[Message]) -> Turns:
     return tuple((message.role, message.content) for message in messages)
+
+
+def _refused(error: jinja2.TemplateError) -> BadInput:
+    return BadInput(
+        f"The base model's chat template refuses this conversation: {error}.",
+        "User and assistant must take turns; check its messages, or use another base model.",
+    )
 
 
 def _unmaskable(index: int) -> BadInput:

@@ -23,7 +23,7 @@ from persona_lab.inference.prompting import messages_for
 from persona_lab.inference.scoring import loglikelihood
 from persona_lab.inference.trait_files import kept_file, read_kept
 from persona_lab.models.registry import ensure
-from persona_lab.models.weights import sha256
+from persona_lab.models.weights import settings_digest, sha256
 from persona_lab.personas.prompt import system_prompt
 from persona_lab.traits import library
 from persona_lab.traits.reading import positions
@@ -56,6 +56,7 @@ class Models:
         self._home, self._machine, self._reporter = home, machine, reporter
         self._bases: dict[str, tuple[BaseModelInfo, VariantHost, ChatRenderer]] = {}
         self._known: dict[str, Any] = {}
+        self._settings: dict[str, str] = {}
         self._disk = ScoreCache(home.score_cache, reporter)
 
     def of(self, base: str) -> tuple[BaseModelInfo, VariantHost, ChatRenderer]:
@@ -72,10 +73,19 @@ class Models:
         return self._bases[base]
 
     def weights(self, variant: Variant) -> tuple[str, ...]:
-        """What decides a result besides the prompt: the weights' own fingerprint, and the arithmetic."""
-        _, host, _ = self.of(variant.base)
+        """What decides a result besides the prompt: the weights' own fingerprint, the files that say how they are used
+        (an adapter's scaling, the chat template), and the arithmetic."""
+        info, host, _ = self.of(variant.base)
         arithmetic = "bf16" if self._machine.bf16 else "fp32"
-        return (host.base_fingerprint, host.weights_key(variant), self._machine.device, arithmetic)
+        folders = [info.path, *([variant.path] if variant.kind in ("adapter", "weights") else [])]
+        used = [self._settings_of(folder) for folder in folders]
+        return (host.base_fingerprint, host.weights_key(variant), self._machine.device, arithmetic, *used)
+
+    def _settings_of(self, folder: str) -> str:
+        """Read once: a tokenizer may have tens of megabytes."""
+        if folder not in self._settings:
+            self._settings[folder] = settings_digest(Path(folder))
+        return self._settings[folder]
 
     def known(self, keys: Sequence[str]) -> dict[str, Any]:
         """What has been computed before, by key: JSON values."""

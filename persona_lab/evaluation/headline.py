@@ -60,7 +60,7 @@ def headline(
         ("Against a wrong character", [_control(v, c, rows) for v, c, rows in controls]),
         ("Cannot be told apart", [_open(a, b, rows) for a, b, rows in [*against_base, *among]]),
         ("Not measured", _withheld(variants, metrics)),
-        ("Keep in mind", _caution(tried, bases, kinds, comparisons)),
+        ("Keep in mind", _caution(tried, bases, kinds, metrics, comparisons)),
     ]
     kept = [(title, [line for line in lines if line]) for title, lines in blocks]
     return [{"title": title, "lines": lines} for title, lines in kept if lines]
@@ -146,6 +146,7 @@ def _caution(
     tried: Sequence[Variant],
     bases: Sequence[Variant],
     kinds: Mapping[Key, Metric],
+    metrics: Mapping[str, Sequence[Metric]],
     comparisons: Sequence[Comparison],
 ) -> list[str]:
     lines = []
@@ -153,14 +154,32 @@ def _caution(
         lines.append("Nothing could be compared: that takes two variants with the same items.")
     elif not bases:
         lines.append("The base was not measured here, so nothing is said about what training gained.")
-    compared = dict.fromkeys((c.evaluator, c.metric) for c in comparisons)
-    few = [kinds[k] for k in compared if too_few(len({i.cluster for i in kinds[k].items}), len(comparisons))]
+    tested: dict[Key, list[int]] = {}
+    for comparison in comparisons:
+        if clusters := _tested(comparison, metrics):
+            tested.setdefault((comparison.evaluator, comparison.metric), []).append(clusters)
+    count = sum(map(len, tested.values()))
+    few = [kinds[key] for key, clusters in tested.items() if too_few(max(clusters), count)]
     if few:
         titles = "; ".join(title_of(metric) for metric in few)
         lines.append(
-            f"Too few items for any difference to survive the correction for {len(comparisons)} comparisons, so that "
-            f"finding none means nothing: {titles}."
+            f"Too few items for any difference to survive the correction for {count} comparisons, so that finding none "
+            f"means nothing: {titles}."
         )
     if any(v.kind in ("adapter", "weights") for v in tried):
         lines.append(SEEDS)
     return lines
+
+
+def _tested(comparison: Comparison, metrics: Mapping[str, Sequence[Metric]]) -> int:
+    """How many independent items the two share; 0 where they are the same on each of them, since the correction does
+    not count such a comparison."""
+    key = (comparison.evaluator, comparison.metric)
+    a, b = (
+        [item for m in metrics.get(of, ()) if (m.evaluator, m.metric) == key for item in m.items]
+        for of in (comparison.a, comparison.b)
+    )
+    values = {item.id: item.value for item in b}
+    shared = [item for item in a if item.id in values]
+    differ = any(item.value != values[item.id] for item in shared)
+    return len({item.cluster for item in shared}) if differ else 0

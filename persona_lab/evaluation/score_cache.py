@@ -1,7 +1,8 @@
 """Keeps likelihoods and replies across runs, so that nothing is computed twice: `<home>/cache/scores.sqlite`.
 
-A key is a hash of everything that decides the result (weights, prompt, reply or sampling, device and precision). Losing
-the file costs time only, so whatever goes wrong with it is said once and the evaluation goes on without it.
+A key is a hash of everything that decides the result (weights and the files that say how they are used, prompt, reply
+or sampling, device and precision). Losing the file costs time only, so whatever goes wrong with it is said once and the
+evaluation goes on without it.
 """
 
 from __future__ import annotations

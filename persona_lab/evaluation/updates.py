@@ -2,6 +2,7 @@
 
 A LoRA adapter's delta is scaling * B @ A, worked out from the two files without loading a model. Adapters that change
 more than that (DoRA, PiSSA, trained embeddings) are merged into an fp32 copy of the base, and the difference is taken.
+An adapter that is a prompt changes no weights.
 An adapter trained on a 4-bit base is measured against the unquantised weights: what quantising moved is not counted.
 """
 
@@ -100,7 +101,7 @@ def updates(
         of_base = _Tensors(Path(base.path), stack)
         if variant.kind == "weights":
             found = _of_weights(of_base, _Tensors(Path(variant.path), stack), base)
-        elif variant.kind != "adapter":  # nothing of its own: the foundation itself is what changed
+        elif variant.kind != "adapter" or _is_prompt(variant):  # only the foundation, if there is one, is what changed
             found = _of_weights(of_base, _Tensors(Path(under.path if under else base.path), stack), base)
         elif under is not None and under.path != base.path:
             found = _of_merged(variant, of_base, under, machine)
@@ -145,6 +146,16 @@ def _differences(before: _Tensors, after: dict[str, Any], base: BaseModelInfo) -
 
 
 # --- adapters -------------------------------------------------------------------------------------
+
+
+def _is_prompt(variant: Variant) -> bool:
+    """Whether the adapter stands before or beside the weights, which stay what they are: peft cannot merge it."""
+    if read_json(Path(variant.path) / "adapter_config.json").get("peft_type") == "LORA":
+        return False
+    from peft import PeftConfig
+
+    config = PeftConfig.from_pretrained(variant.path)
+    return bool(config.is_prompt_learning or config.is_adaption_prompt)
 
 
 def _plain_lora(variant: Variant, before: _Tensors, stack: ExitStack) -> Iterator[Update] | None:

@@ -9,6 +9,7 @@ standard input ends it.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import queue
@@ -96,14 +97,21 @@ class ChatWorker:
 
         Args:
             emit: takes each chunk as it comes.
-            should_stop: asked before every token.
+            should_stop: asked before every token, and before anything is loaded.
         """
+        if should_stop():
+            _leave_unsaid(requests, emit)
+            return
         requests = self._blended(requests, emit)
         for base in dict.fromkeys(request.variant.base for request in requests):
             mine = [request for request in requests if request.variant.base == base]
             with self._errors_to(mine, emit):
-                served = self._serve(base)
-                for group in self._groups(served.host, mine, emit):
+                if should_stop():
+                    _leave_unsaid(mine, emit)
+                    continue
+                # the host is not held here: where memory runs out it has to go before the next one is loaded
+                groups = self._groups(self._serve(base).host, mine, emit)
+                for group in groups:
                     self._answer_group(base, group, emit, should_stop)
 
     def _answer_group(
@@ -123,7 +131,7 @@ class ChatWorker:
 
         if len(group) > 1:
             try:
-                self._decode(self._serve(base), group, heard, should_stop)
+                self._decode_with_room(base, group, heard, should_stop)
                 return
             except BrokenPipeError:
                 raise
@@ -131,12 +139,49 @@ class ChatWorker:
                 if spoke:
                     with self._errors_to(group, emit):
                         raise
-                if isinstance(error, OutOfMemory):
-                    self._served.clear()
+                    return
+                short = isinstance(error, OutOfMemory)
                 print(f"One pane at a time, since together they failed: {error!r}", file=sys.stderr, flush=True)
+            if short:  # only now that the error, which holds on to all that it came through, is gone
+                self._drop(list(self._served))
         for request in group:
             with self._errors_to([request], emit):
-                self._decode(self._serve(base), [request], emit, should_stop)
+                self._decode_with_room(base, [request], emit, should_stop)
+
+    def _decode_with_room(
+        self,
+        base: str,
+        group: Sequence[ChatRequest],
+        emit: Callable[[ChatChunk], None],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """`_decode`; where memory runs out before anybody spoke, once more without the other bases."""
+        if should_stop():
+            _leave_unsaid(group, emit)
+            return
+        spoke = False
+
+        def heard(chunk: ChatChunk) -> None:
+            nonlocal spoke
+            spoke = True
+            emit(chunk)
+
+        try:
+            self._decode(self._serve(base), group, heard, should_stop)
+            return
+        except OutOfMemory as error:
+            others = [other for other in self._served if other != base]
+            if spoke or not others:
+                raise
+            print(f"Once more without {', '.join(others)}: {error}", file=sys.stderr, flush=True)
+        self._drop(others)
+        self._decode(self._serve(base), group, emit, should_stop)
+
+    def _drop(self, bases: Sequence[str]) -> None:
+        """Let go of these bases, and of what is left of those before them."""
+        for base in bases:
+            del self._served[base]
+        gc.collect()  # what peft and transformers wrap refers to itself
 
     def _blended(self, requests: Sequence[ChatRequest], emit: Callable[[ChatChunk], None]) -> list[ChatRequest]:
         """The requests with the adapter of each variant's blend in place of its saved one."""
@@ -148,8 +193,7 @@ class ChatWorker:
 
     def _serve(self, base: str) -> _Served:
         if base not in self._served:
-            while len(self._served) >= MAX_BASES:
-                self._served.popitem(last=False)
+            self._drop(list(self._served)[: max(0, len(self._served) + 1 - MAX_BASES)])
             info = registry.ensure(base, self.home, LogReporter())
             self._served[base] = _Served(VariantHost(info, self.machine, self.home), ChatRenderer(Path(info.path)))
         self._served.move_to_end(base)
@@ -234,6 +278,12 @@ def _alone(host: VariantHost, variant: Variant) -> Iterator[tuple[Any, None]]:
     """`model_for`, in the shape of `model_for_batch`."""
     with host.model_for(variant) as model:
         yield model, None
+
+
+def _leave_unsaid(requests: Sequence[ChatRequest], emit: Callable[[ChatChunk], None]) -> None:
+    """End these panes, which were stopped before any weights were in use: there is nothing to stamp."""
+    for request in requests:
+        emit(ChatChunk(pane=request.pane, done=True, stopped=True))
 
 
 def _stamp(request: ChatRequest, adapter: str, reply: Generated) -> Stamp:

@@ -198,7 +198,8 @@ def _row(
         left_out = set(turns[:gone])
         messages = [message for i, message in enumerate(messages) if i not in left_out]
         ids = renderer.prompt_ids(messages)
-    sampler = RowSampler(sampling, messages, renderer.eos_ids, _said(renderer, messages))
+    said = _said(renderer, messages) if sampling.repetition_penalty != 1 else []
+    sampler = RowSampler(sampling, messages, renderer.eos_ids, said)
     # keys and values of a steered prompt are its own: they must not be shared with those of other settings
     weights = f"{weights} {shift.key}" if shift is not None else weights
     return _Row(index, Prompt(tuple(ids), room, adapter, weights, shift), sampler, TextStream(renderer))
@@ -212,7 +213,10 @@ def _said(renderer: ChatRenderer, messages: Sequence[Message]) -> list[int]:
     replies = [i for i, message in enumerate(messages) if message.role == "assistant" and message.content.strip()]
     if not replies:
         return []
-    rendered = renderer.render(messages[: replies[-1] + 1])
+    try:
+        rendered = renderer.render(messages[: replies[-1] + 1])
+    except BadInput:  # blank replies, and templates that write earlier turns anew, cannot be masked, but gone on from
+        return [token for i in replies for token in renderer.text_ids(messages[i].content)]
     return [token for token, trained in zip(rendered.ids, rendered.mask, strict=True) if trained]
 
 

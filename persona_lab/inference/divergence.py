@@ -177,7 +177,7 @@ def _measure(base: Opened, variant: Opened | None, batch: _Batch) -> None:
     rows = torch.tensor(batch.rows)
     sums = torch.zeros((3, len(batch.windows)), dtype=torch.float64)
     for index, values in enumerate((kl, of_base, of_variant)):
-        sums[index].index_add_(0, rows, values.double().cpu())
+        sums[index].index_add_(0, rows, values.cpu().double())
     for window, (moved, first, second) in zip(batch.windows, sums.T.tolist(), strict=True):
         window.item.kl += moved
         window.item.base_total += first
@@ -192,7 +192,7 @@ def _log_probabilities(opened: Opened, batch: _Batch) -> torch.Tensor:
     -inf are made finite, because 0 * inf is no number.
     """
     with opened() as model, _Head(model) as head:
-        with head.only_at(batch.rows, batch.columns):
+        with head.only_at(batch.rows, batch.columns, batch.ids.shape[1]):
             out = model(input_ids=batch.ids.to(model.device), use_cache=False).logits
         logits = head.picked(out, batch.rows, batch.columns)
         return logits.log_softmax(dim=1).clamp_(min=-1e4)

@@ -192,7 +192,7 @@ def _score(model: Any, head: _Head, batch: list[_Item], shared: int, cache: Any)
         ]
     )
     totals = torch.zeros(len(batch), dtype=torch.float64, device="cpu")
-    totals.index_add_(0, torch.tensor(rows), chosen.double().cpu())
+    totals.index_add_(0, torch.tensor(rows), chosen.cpu().double())
     return [float(total) for total in totals]
 
 

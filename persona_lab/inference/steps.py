@@ -171,10 +171,16 @@ class FastSteps:
         self.holes = False
         self.positions = torch.empty(0)
         self.first: list[torch.Tensor] = []
+        self._known = [self._find(prompt) for prompt in self.prompts]
+        self._alike = self._worth_sharing()
+
+    def fits(self) -> bool:
+        """Whether the model keeps all keys and values of these rows until the longest reply is written."""
+        return growing_cache(self.inner.config, self._widest()) is not None
 
     def start(self) -> torch.Tensor:
         """Logits of each row's first token [rows, vocabulary], fp32, on the CPU."""
-        known = [self._find(prompt) for prompt in self.prompts]
+        known, self._known = self._known, []
         self._share(known)
         logits = self._run([prompt.ids for prompt in self.prompts], known, max(p.room for p in self.prompts))
         self.first = list(logits)
@@ -210,8 +216,19 @@ class FastSteps:
     def _find(self, prompt: Prompt) -> Known | None:
         return self.prefixes.find(prompt.weights, prompt.ids) if self.prefixes is not None else None
 
-    def _share(self, known: list[Known | None]) -> None:
-        """Run what rows on the same weights begin with alike once, where that saves enough; fills `known`."""
+    def _widest(self) -> int:
+        """Columns that the cache comes to have, the holes of rows that differ in length included."""
+        lengths = [0 if known is None else known.length for known in self._known]
+        first = [(common, min(lengths[places[0]], common - 1)) for places, common in self._alike]
+        for places, common in self._alike:
+            for place in places:
+                lengths[place] = common
+        sizes = [len(prompt.ids) for prompt in self.prompts]
+        room = max(prompt.room for prompt in self.prompts)
+        return max(_columns(first), _columns(list(zip(sizes, lengths, strict=True))) + room)
+
+    def _worth_sharing(self) -> list[tuple[list[int], int]]:
+        """Rows on the same weights and how many tokens they begin with alike, where running these once saves enough."""
         alike: dict[str, list[int]] = defaultdict(list)
         for place, prompt in enumerate(self.prompts):
             alike[prompt.weights].append(place)
@@ -219,8 +236,13 @@ class FastSteps:
         for places in alike.values():
             first = self.prompts[places[0]].ids
             common = min(min(shared_length(first, self.prompts[p].ids), len(self.prompts[p].ids) - 1) for p in places)
-            if _saved(common, [known[place] for place in places]) >= WORTH.get(self.device.type, WORTH_ELSEWHERE):
+            if _saved(common, [self._known[p] for p in places]) >= WORTH.get(self.device.type, WORTH_ELSEWHERE):
                 runs.append((places, common))
+        return runs
+
+    def _share(self, known: list[Known | None]) -> None:
+        """Run what rows begin with alike once; fills `known`."""
+        runs = self._alike
         if not runs:
             return
         rows = self.adapters.rows
@@ -280,6 +302,12 @@ class FastSteps:
         )
         last: torch.Tensor = out.logits[:, -1].float().cpu()
         return last
+
+
+def _columns(rows: Sequence[tuple[int, int]]) -> int:
+    """Of rows of (tokens, those known already): both parts are aligned at the right."""
+    known = max((known for _, known in rows), default=0)
+    return known + max((tokens - known for tokens, known in rows), default=0)
 
 
 def _saved(common: int, known: Sequence[Known | None]) -> int:
@@ -353,16 +381,18 @@ def _chosen_steps(
 ) -> Iterator[PlainSteps | FastSteps]:
     reason = verdict.reason
     if not reason:
-        adapters = _adapters(inner, prompts)
-        manager = fast_linears(inner, packed, adapters)
+        fast = FastSteps(inner, prompts, pad, _adapters(inner, prompts), prefixes, shifts=shifts)
+        reason = "" if fast.fits() else "prompt and reply may reach past the model's sliding window"
+    if not reason:
+        manager = fast_linears(inner, packed, fast.adapters)
         try:
             joint = manager.__enter__()
         except NotMixable as error:
             reason = str(error)
         else:
             try:
-                token = token_step(inner, joint, shifts) if verdict.token else None
-                yield FastSteps(inner, prompts, pad, adapters, prefixes, token, shifts)
+                fast.token = token_step(inner, joint, shifts) if verdict.token else None
+                yield fast
             finally:
                 manager.__exit__(None, None, None)
             return

@@ -22,6 +22,16 @@ from persona_lab.types import Variant
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
 MAX_JSON_BYTES = 200_000_000
+SETTINGS = (
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+"""Files of a folder that decide what its weights say, besides the weights."""
 
 _fingerprints: dict[Path, tuple[tuple[tuple[str, int, int], ...], str]] = {}
 
@@ -110,6 +120,12 @@ def weights_name(variant: Variant, home: Home | None = None) -> str:
     folder = Path(variant.path)
     found = fingerprint(folder) if home is None else kept_fingerprint(folder, home)
     return f"{variant.quantization or ''}{variant.kind}_{found}"
+
+
+def settings_digest(folder: Path) -> str:
+    """sha256, hex, over the SETTINGS that a folder has: configuration, tokenizer and chat template."""
+    found = [(name, sha256(folder / name)) for name in SETTINGS if (folder / name).is_file()]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def checksums(folder: Path) -> dict[str, str]:

@@ -99,7 +99,7 @@ def summed_loss(
         batch = collate(chosen, len(prefix), pad_id, device)
         with computing(model):
             loss = batch_loss(model, batch, prefix, path) if lower is None else lower.loss(chosen, batch, path)
-            total += loss.double().cpu()
+            total += loss.cpu().double()
         count += batch.supervised
     return float(total), count
 

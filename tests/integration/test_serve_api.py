@@ -143,3 +143,30 @@ def test_stop_words_are_found_across_pieces() -> None:
     assert words.stopped
     words = _StopWords(["END"])
     assert words.feed("the EN") + words.rest() == "the EN"
+
+
+def test_turns_that_the_chat_template_refuses_are_a_bad_request(tiny_model: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from starlette.testclient import TestClient
+
+    from persona_lab.datasets.rendering import ChatRenderer
+    from persona_lab.serving import make_app
+
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('Roles must alternate') }}{% endif %}{{ '<|im_start|>' + m['content'] + '<|im_end|>' }}"
+        "{% endfor %}"
+    )
+    variant = Variant(id="v", name="v", persona="t", base=str(folder), strategy="base", kind="base")
+    client = TestClient(make_app(variant, lambda requests: iter(()), KEY, ChatRenderer(folder)))
+    asked = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
+    for stream in (False, True):
+        answer = client.post(
+            "/v1/chat/completions",
+            json={"messages": asked, "stream": stream},
+            headers={"Authorization": f"Bearer {KEY}"},
+        )
+        assert answer.status_code == 400
+        assert "Roles must alternate" in answer.json()["error"]["message"]

@@ -90,6 +90,26 @@ def test_divergence_equals_its_definition(
         assert result.variant_total == pytest.approx(after.total, rel=1e-4, abs=1e-3)
 
 
+def test_made_up_words_before_a_text_move_no_position(tiny_model: Path, home: Home) -> None:
+    from peft import PromptTuningConfig, get_peft_model
+
+    base, renderer = load(tiny_model, home), ChatRenderer(tiny_model)
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    torch.manual_seed(5)
+    tuned = get_peft_model(load(tiny_model, home), config).eval().requires_grad_(False)
+    passages = [*TEXTS[:1], *TASKS]
+    found = divergence(lambda: nullcontext(base), lambda: nullcontext(tuned), renderer, passages)
+    for task, result in zip(TASKS, found[1:], strict=True):
+        [likely] = loglikelihood(tuned, renderer, [task])
+        assert result.variant_total == pytest.approx(likely.total, rel=1e-4, abs=1e-3)
+    ids = divergence_room.load_tokenizer(tiny_model).encode(TEXTS[0]).ids
+    with torch.no_grad():
+        p = base(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        q = tuned(input_ids=torch.tensor([ids])).logits[0, config.num_virtual_tokens :].double().log_softmax(-1)
+    kl = float((p.exp() * (p - q)).sum(-1)[:-1].sum())
+    assert found[0].kl == pytest.approx(kl, rel=1e-3)
+
+
 def test_a_start_token_of_the_tokenizer_is_read_and_not_counted(tiny_model: Path, home: Home, tmp_path: Path) -> None:
     import shutil
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from persona_lab.datasets.templates import load_template
 from persona_lab.errors import Cancelled
 from persona_lab.evaluation.context import Models, VariantContext, base_of
 from persona_lab.home import Home
@@ -88,6 +91,34 @@ def test_nothing_is_computed_twice_and_order_is_kept(
     assert ctx.loglikelihood(None, list(reversed(ITEMS)) + ITEMS[:1]) == [*reversed(first), first[0]]
     assert context(tuned).generate(tuned, [ITEMS[1][0]], Sampling(max_new_tokens=5)) == [replies[1]]
     assert len(reporter.messages) == said  # no step was reported: nothing was run
+
+
+def test_scores_from_before_the_scaling_or_the_template_was_edited_are_not_taken_for_new_ones(
+    tuned: Variant,
+    tiny_model: Path,
+    home: Home,
+    tmp_path: Path,
+    persona_factory: Callable[..., Persona],
+    reporter: Any,
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "base")
+    variant, machine = tuned.model_copy(update={"base": str(folder)}), worker_machine(home.root)
+
+    def scored() -> tuple[list[float], str]:
+        models = Models(home, machine, reporter)
+        ctx = VariantContext(models, reporter, variant, persona_factory(), None, machine, seed=0, quick=False)
+        stamp = models.of(variant.base)[1].stamp_name(variant)
+        return [found.total for found in ctx.loglikelihood(variant, ITEMS)], stamp
+
+    first, stamp = scored()
+    settings = Path(variant.path) / "adapter_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "lora_alpha": 80}))
+    scaled, _ = scored()
+    template = "{{ 'Kettles only. ' }}" + load_template(folder).source
+    (folder / "chat_template.jinja").write_text(template)
+    reworded, again = scored()
+    assert len({first[0], scaled[0], reworded[0]}) == 3
+    assert again == stamp  # the fingerprint that is shown is that of the weights
 
 
 def test_a_wish_to_stop_is_heard_between_batches(

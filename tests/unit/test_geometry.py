@@ -279,6 +279,27 @@ def test_trained_embeddings_are_marked_and_tied_ones_come_once(
         list(updates(whole, info, machine))
 
 
+def test_a_prompt_adapter_changes_no_weight_but_its_foundation_did(
+    tiny_model: Path, home: Home, machine: Machine, tmp_path: Path
+) -> None:
+    from peft import PromptTuningConfig, get_peft_model
+
+    info = registry.describe(str(tiny_model), home)
+    model = load_model(info, machine, full_precision=True)
+    get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)).save_pretrained(
+        tmp_path / "words"
+    )
+    words = Variant(
+        id="s", name="s", persona="t", base=info.id, strategy="soft", kind="adapter", path=str(tmp_path / "words")
+    )
+    assert list(updates(words, info, machine)) == []
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)
+    model.save_pretrained(tmp_path / "foundation")
+    foundation = info.model_copy(update={"path": str(tmp_path / "foundation")})
+    assert [name for name, *_ in updates(words, info, machine, foundation)] == ["model.embed_tokens"]
+
+
 # --- the evaluator --------------------------------------------------------------------------------
 
 

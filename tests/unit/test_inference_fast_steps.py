@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -96,6 +98,33 @@ def test_every_architecture_takes_the_fast_way_and_says_what_transformers_says(
     replies = [r.text for r in generate(model, renderer, PROMPTS * 8, GREEDY)]
     assert replies == expected * 8
     assert "plain loop" not in caplog.text
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "gemma2", "gemma3_text"])
+def test_a_reply_past_the_sliding_window_is_transformers_own(
+    architecture: str,
+    tiny_model_of: Callable[[str], Path],
+    home: Home,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = tmp_path / "short-window"
+    shutil.copytree(tiny_model_of(architecture), folder)
+    config = json.loads((folder / "config.json").read_text())
+    longest = max(len(ChatRenderer(folder).prompt_ids(prompt)) for prompt in PROMPTS)
+    (folder / "config.json").write_text(json.dumps({**config, "sliding_window": longest + 6}))
+    model, renderer = load(folder, home)
+    assert [r.text for r in generate(model, renderer, PROMPTS, GREEDY)] == [theirs(model, renderer, p) for p in PROMPTS]
+    assert "sliding window" in caplog.text
+    caplog.clear()
+    few, kept = GREEDY.model_copy(update={"max_new_tokens": 5}), PrefixCache()
+    expected = theirs(model, renderer, PROMPTS[1], 5)
+    memory = DecodingMemory(None, kept, ["a"])
+    assert generate(model, renderer, PROMPTS[1:2], few, memory=memory)[0].text == expected
+    assert "plain loop" not in caplog.text
+    memory = DecodingMemory(None, kept, ["a", "b"])  # what is known of one row stands beside all of the other
+    assert [r.text for r in generate(model, renderer, [PROMPTS[1]] * 2, few, memory=memory)] == [expected] * 2
+    assert "sliding window" in caplog.text
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -15,7 +15,7 @@ import torch
 from persona_lab.datasets.rendering import ChatRenderer
 from persona_lab.errors import BadInput
 from persona_lab.home import Home
-from persona_lab.inference import scoring
+from persona_lab.inference import decoding, scoring
 from persona_lab.inference.decoding import generate
 from persona_lab.inference.loading import load_model
 from persona_lab.inference.prefix_tree import grow
@@ -82,6 +82,14 @@ def test_loglikelihood_in_bf16_is_near_and_leaves_the_model_alone(tiny_model: Pa
     for a, b in zip(loglikelihood(exact, renderer, ITEMS), loglikelihood(half, renderer, ITEMS), strict=True):
         assert b.total == pytest.approx(a.total, rel=0.03)
     assert [m for m in half.modules() if m._forward_hooks or m._forward_pre_hooks] == before
+
+
+def test_numbers_come_to_the_cpu_before_they_are_widened() -> None:
+    """An Apple GPU has no float64."""
+    root = Path(__file__).resolve().parents[2]
+    files = [file for folder in ("persona_lab", "plugins") for file in (root / folder).rglob("*.py")]
+    assert len(files) > 100
+    assert [file.name for file in files if ".double().cpu()" in file.read_text(encoding="utf-8")] == []
 
 
 def test_loglikelihood_of_nothing_is_nothing(tiny_model: Path, home: Home) -> None:
@@ -297,6 +305,38 @@ def test_oldest_turns_are_dropped_and_an_endless_prompt_is_refused(tiny_model: P
     assert reply.tokens > 0
     with pytest.raises(BadInput, match="does not fit"):
         generate(model, renderer, [[user("word " * 2000)]], GREEDY)
+
+
+HIDING = (  # shows the last exchange only, so that what was trained on earlier cannot be told
+    "{% for m in messages[-2:] %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", ["", HIDING])
+def test_earlier_replies_count_even_where_they_cannot_be_masked(
+    template: str, tiny_model: Path, home: Home, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    if template:
+        (folder / "chat_template.jinja").write_text(template)
+    model, renderer = load(folder, home)
+    first, last = "Hm." if template else " ", "The soup counts slowly."
+    talk = [user("Hi"), Message(role="assistant", content=first), user("Well?")]
+    talk += [Message(role="assistant", content=last), user("And?")]
+    with pytest.raises(BadInput):
+        renderer.render(talk[:4])
+    [reply] = generate(model, renderer, [talk], GREEDY.model_copy(update={"repetition_penalty": 1.2}))
+    assert reply.tokens > 0
+    assert set(renderer.text_ids(last)) <= set(decoding._said(renderer, talk))
+
+
+def test_without_a_penalty_earlier_replies_are_not_rendered_again(
+    tiny_model: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, renderer = load(tiny_model, home)
+    monkeypatch.setattr(ChatRenderer, "render", lambda *_, **__: pytest.fail("rendered"))
+    assert generate(model, renderer, [[SYSTEM, *TALK, user("And?")]], GREEDY)[0].tokens > 0
 
 
 def test_sampler_top_p_penalty_and_exemption() -> None:

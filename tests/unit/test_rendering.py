@@ -112,6 +112,15 @@ def test_refused_system_message_goes_into_the_first_user_turn(with_template: Cal
     assert trained(renderer, greeting) == "Hm.<|im_end|>"
 
 
+def test_turns_that_a_template_refuses_are_told_of(with_template: Callable[[str], ChatRenderer]) -> None:
+    renderer = with_template(NO_SYSTEM_STRICT)
+    twice = [*talk("a"), *talk("b")]
+    with pytest.raises(BadInput, match="refuses this conversation: alternate"):
+        renderer.prompt_ids(twice)
+    with pytest.raises(BadInput, match="refuses this conversation: alternate"):
+        renderer.render([*twice, Message(role="assistant", content="bee")])
+
+
 @pytest.mark.parametrize(
     "messages",
     [

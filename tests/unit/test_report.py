@@ -300,6 +300,26 @@ def test_a_run_without_a_base_or_without_enough_items_says_so(whole: Evaluated) 
     assert nothing[-1]["lines"][0].startswith("Nothing could be compared")
 
 
+def test_too_few_items_is_said_only_where_no_tested_difference_could_survive() -> None:
+    variants = [some("base", "base"), some("prompt", "prompt"), some("lora")]
+    gains = {"base": 0, "prompt": 0, "lora": 1}
+
+    def said(metrics: dict[str, list[Metric]], comparisons: int) -> str:
+        found = compare_all(variants, metrics)
+        assert len(found) == comparisons
+        return " ".join(str(line) for block in headline(variants, metrics, found) for line in block["lines"])
+
+    def gain(of: str, items: int) -> Metric:
+        return measured("held_out_gain", "specificity", [(i, gains[of] + i / 9) for i in range(items)])
+
+    same = measured("voice", "percentile", [(i, i / 9) for i in range(7)])
+    # the same on every item: four of these six were no tests, and seven items are enough for the other two
+    assert "Too few" not in said({v.id: [gain(v.id, 7), same] for v in variants}, 6)
+    assert "correction for 2 comparisons" in said({v.id: [gain(v.id, 5), same] for v in variants}, 6)
+    withheld = missing_metric("held_out_gain", "specificity", "nats", "higher", "Withheld.")
+    assert "Too few" not in said({"base": [gain("base", 20)], "lora": [gain("lora", 20)], "prompt": [withheld]}, 1)
+
+
 def test_the_worst_items_stand_with_what_was_asked_and_written(whole: Evaluated, tmp_path: Path) -> None:
     document = build_document(whole, {v.id: history_of(v, whole.home) for v in whole.variants}, tmp_path)
     worst = {(group["variant"], group["metric"]): group["items"] for group in document["worst"]}
