@@ -21,6 +21,8 @@ from persona_lab.errors import BadSetting
 
 OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 MOMENTS = ("exp_avg", "exp_avg_sq")
+SHARED = ("qmap1", "qmap2")
+"""Of the state of 8-bit moments: what the 256 numbers stand for, one tensor for all weights."""
 PIECE = 1 << 18
 """Weights moved at once on a CPU: few enough for weight, gradient and both moments to stay in a core's cache."""
 LARGE_PIECE = 1 << 26
@@ -223,8 +225,9 @@ class Masters:
             tensors |= {f"{key}.{name}": moment for key, moment in zip(MOMENTS, both, strict=True)}
         if self.quantized is not None:
             for name, master in self.weights.items():
-                found = self.quantized.state[master].items()
-                tensors |= {f"eight.{key}.{name}": torch.as_tensor(value) for key, value in found}
+                for key, value in self.quantized.state[master].items():
+                    # all weights have the same maps, and a file takes no tensor twice
+                    tensors[f"eight.{key}.{name}"] = value.clone() if key in SHARED else torch.as_tensor(value)
         return tensors
 
     @torch.no_grad()

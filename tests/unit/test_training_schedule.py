@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from persona_lab.errors import BadSetting, Diverged
+from persona_lab.training.checkpoints import CheckpointStore
 from persona_lab.training.foils import foil_pairs
 from persona_lab.training.guards import WINDOW, ran_away, refuse_nonsense
 from persona_lab.training.locate import benefit_per_cost
@@ -114,6 +116,36 @@ def test_eight_bit_moments_resume_and_paged_ones_are_refused_on_a_cpu() -> None:
     assert torch.equal(whole.weight, again.weight)
     with pytest.raises(BadSetting, match="CUDA"):
         Masters(torch.nn.Linear(2, 2), 0.0, "paged_adamw_8bit")
+
+
+def test_eight_bit_moments_of_several_weights_go_through_a_checkpoint(tmp_path: Path) -> None:
+    """Two weights large enough for 8 bits; smaller ones keep moments in fp32."""
+
+    def train(model: torch.nn.Module, masters: Masters, steps: range) -> None:
+        for step in steps:
+            torch.manual_seed(step)
+            model(torch.randn(4, 64)).square().sum().backward()
+            masters.step(1e-2, 1.0)
+
+    def fresh() -> tuple[torch.nn.Module, Masters]:
+        torch.manual_seed(1)
+        model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.Linear(128, 64))
+        return model, Masters(model, 0.0, "adamw_8bit")
+
+    whole, masters = fresh()
+    train(whole, masters, range(3))
+    store = CheckpointStore(tmp_path / "train", {"seed": 1})
+    store.write(3, {"step": 3}, masters.state(), masters.copy_working())
+    train(whole, masters, range(3, 5))
+    saved = store.newest()
+    assert saved is not None
+    assert saved.tensors["eight.state1.0.weight"].dtype == torch.uint8
+    assert {"eight.qmap1.0.weight", "eight.qmap1.1.weight"} <= saved.tensors.keys()
+    again, resumed = fresh()
+    resumed.load_state(saved.tensors)
+    train(again, resumed, range(3, 5))
+    for mine, other in zip(again.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(mine, other)
 
 
 def test_large_weights_are_moved_piece_by_piece_as_torch_moves_them(monkeypatch: pytest.MonkeyPatch) -> None:
