@@ -139,9 +139,11 @@ def _check(context: Context, strategy: Any, settings: Any) -> None:
     _refuse(rows, BadInput, f"The dataset {dataset.name!r} cannot be trained on")
     estimate = guarded("strategy", strategy.id, strategy.estimate, settings, context.base, dataset, machine)
     free = shutil.disk_usage(context.run_dir).free
-    if estimate.disk_bytes > free:
+    # a resumed run has a part of what it needs already
+    needed = estimate.disk_bytes - folder_bytes(context.run_dir / "checkpoints")
+    if needed > free:
         raise DiskFull(
-            f"This run needs about {estimate.disk_bytes / 1e6:.0f} MB of disk; {free / 1e6:.0f} MB are free.",
+            f"This run needs about {needed / 1e6:.0f} MB of disk; {free / 1e6:.0f} MB are free.",
             "Free some space, or use another disk with --home DIR.",
         )
 
