@@ -165,7 +165,10 @@ class Context:
             kept = result.best_step if material.validation else result.steps
             if budget.trained and kept:
                 self._write_samples(model, kept, stage, settings.samples, kept=True)
-        self._paths[model] = fit.path
+        if fit.path_chosen:
+            self._paths[model] = fit.path
+        else:  # finished before an interruption: nothing was tried, and the next scoring does
+            self._paths.pop(model, None)
         self.seconds["train"] += time.perf_counter() - started
         return result
 

@@ -105,6 +105,7 @@ class Fit:
         self.best: dict[str, torch.Tensor] = {}
         self.store = CheckpointStore(material.folder / stage, self._signature())
         self.path = LossPath("plain")
+        self.path_chosen = False
         self.prefix: tuple[int, ...] = ()
         self.lower: Lower | None = None
         self.recompute = Recompute(model, settings.checkpointing)
@@ -139,6 +140,7 @@ class Fit:
         material = self.material
         examples = [*material.train, *material.validation]
         self.path = choose_path(self.model, examples, material.pad_id, material.device, material.say, material.bf16)
+        self.path_chosen = True
         self.prefix = shared_prefix(examples) if self.path.uses_prefix() else ()
         with prepared(self.model, self.path), self.recompute:
             if self.path.name == "packed":

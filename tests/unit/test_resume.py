@@ -16,6 +16,7 @@ from persona_lab.errors import Cancelled, DiskFull
 from persona_lab.models.weights import folder_bytes
 from persona_lab.plugins import Plugins
 from persona_lab.testing import Watcher, Workshop
+from persona_lab.training.validation import validation_loss
 
 FAST: dict[str, Any] = {"epochs": 2, "learning_rate": 5e-3, "samples": 1}
 HYBRID: dict[str, Any] = {"lora_learning_rate": 5e-3, "learning_rate": 2e-3, "layers": 1, "samples": 1}
@@ -106,3 +107,20 @@ def test_what_a_stopped_run_has_written_is_not_asked_for_again(
     with pytest.raises(DiskFull, match="MB of disk"):
         train("lora", "fresh", FAST)
     assert train("lora", "stopped", FAST)["artifact_bytes"] > 0
+
+
+def test_scoring_after_a_stage_that_was_finished_before_takes_the_fast_path(
+    train: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths: list[str] = []
+
+    def scored(model: Any, examples: Any, prefix: Any, path: Any, *rest: Any) -> float:
+        paths.append(path.name)
+        return validation_loss(model, examples, prefix, path, *rest)
+
+    with pytest.raises(Cancelled):
+        train("hybrid", "stopped", HYBRID, Watcher(stop_at=1, stage="layers"))
+    next(tmp_path.rglob("runs/stopped/checkpoints/layers.json")).unlink()  # as if it was stopped while it was drawn
+    monkeypatch.setattr("persona_lab.training.context.validation_loss", scored)
+    train("hybrid", "stopped", HYBRID)
+    assert set(paths) == {"packed"}
