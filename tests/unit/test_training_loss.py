@@ -12,11 +12,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from persona_lab.datasets.rendering import ChatRenderer
 from persona_lab.models.work import BatchShape, Kind, activation_bytes, shape_in
+from persona_lab.testing import CPU
 from persona_lab.training.batches import batches_of_epoch, collate, shared_prefix, sorted_batches
 from persona_lab.training.lora import attach_lora, train_layers
 from persona_lab.training.loss import head_loss
 from persona_lab.training.lower import Lower, frozen_depth, lower_for
-from persona_lab.training.memory import Recompute
+from persona_lab.training.memory import Recompute, free_memory
 from persona_lab.training.packing import EVEN
 from persona_lab.training.paths import LossPath, batch_loss, choose_path, prepared
 from persona_lab.types import Conversation, Message, Rendered
@@ -129,6 +130,13 @@ def test_a_model_whose_tokens_meet_outside_the_attention_interface_is_not_packed
     said.clear()
     assert choose_path(model, examples, 0, "cpu", said.append).name != "packed"
     assert "0 of its 2 layers attend through transformers' attention interface" in " ".join(said)
+
+
+def test_memory_that_torch_keeps_and_does_not_use_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (3 << 30, 80 << 30))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda: 50 << 30)
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda: 10 << 30)
+    assert free_memory(CPU.model_copy(update={"device": "cuda"})) == 43 << 30
 
 
 def test_long_conversations_need_more_than_their_tokens(tiny_model: Path) -> None:
