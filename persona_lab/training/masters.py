@@ -81,7 +81,9 @@ class Masters:
             self.steps += 1
             if self.low_memory:  # by the step's number alone, so that a resumed run rounds alike
                 self.generator.manual_seed(self.steps)
-                self.noise = torch.randint(0, 1 << 16, (NOISE,), dtype=torch.int32, generator=self.generator)
+                # moved once: every piece would copy its own stretch, and wait for it
+                noise = torch.randint(0, 1 << 16, (NOISE,), dtype=torch.int32, generator=self.generator)
+                self.noise = noise.to(next(iter(self.working.values())).device)
             if self.quantized is not None:
                 self._step_quantized(learning_rate, scale)
             else:
@@ -147,7 +149,7 @@ class Masters:
             moved[2],
             [],
             # the function counts by itself; each piece gets a count of its own
-            [torch.tensor(float(self.steps - 1), device=grad.device) for grad in grads],
+            [torch.full((), float(self.steps - 1), device=grad.device) for grad in grads],
             fused=True,
             amsgrad=False,
             beta1=BETAS[0],
