@@ -358,7 +358,9 @@ class Context:
         )
 
     def save_weights(self, model: Any, fit: FitResult, **details: Any) -> Artifact:
-        details.setdefault("relative_update", saving.relative_change(model, self.base))
+        moved = saving.relative_change(model, self.base)
+        if moved is not None:
+            details.setdefault("relative_update", moved)
         trained, total = _counts(model)
         self._save(saving.write_weights, model)
         return Artifact(
