@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from persona_lab.datasets.rendering import ChatRenderer
 from persona_lab.errors import BadSetting, Diverged
+from persona_lab.home import Home
+from persona_lab.testing import CPU, STARTER, Watcher, made_up_conversation
+from persona_lab.training.batches import shared_prefix
 from persona_lab.training.checkpoints import CheckpointStore
+from persona_lab.training.context import Context
 from persona_lab.training.foils import foil_pairs
 from persona_lab.training.guards import WINDOW, ran_away, refuse_nonsense
 from persona_lab.training.locate import benefit_per_cost
 from persona_lab.training.masters import Masters
+from persona_lab.training.sample_budget import SampleBudget
 from persona_lab.training.schedule import learning_rate, search_rate
+from persona_lab.training.validation import Foils
 from persona_lab.types import Conversation, Dataset, FitSettings, Message
 
 
@@ -186,6 +194,50 @@ def test_foils_are_other_peoples_lines_and_never_those_that_judge() -> None:
         assert foil.messages[-1].content in others
     nobody = dataset.model_copy(update={"others": ()})
     assert foil_pairs(nobody, nobody.of("validation")[:0]) == []
+
+
+def test_foils_that_do_not_fit_are_left_out(home: Home, tiny_model: Path, persona_factory: Callable[..., Any]) -> None:
+    """A reply that is cut would be scored on its beginning, and divided by all its bytes; one before which the shared
+    beginning was cut would be read as if it stood behind it."""
+    renderer = ChatRenderer(tiny_model)
+    longest, almost = 200, "Weather"
+    while len(renderer.text_ids(almost)) < longest - 10:
+        almost += " and weather"
+    others = (
+        "Somebody else remarks on thing number one, at length, and twice.",
+        "Somebody else has nothing to say of thing number two, or three.",
+        almost,
+        almost + almost,
+    )
+    rows = tuple(made_up_conversation(i, "train" if i < 8 else "validation") for i in range(12))
+    watcher = Watcher()
+    context = Context(
+        reporter=watcher,
+        plugins=None,
+        persona=persona_factory(),
+        dataset=Dataset(id="d", persona="tamsin", version=1, name="d", conversations=rows, others=others),
+        base=STARTER,
+        machine=CPU,
+        seed=0,
+        run_dir=home.root,
+        system="You are Tamsin Quill, a retired cartographer who folds every answer.",
+        renderer=renderer,
+    )
+    settings = FitSettings(keep="specificity", max_tokens=longest)
+    rendered = context._both(context.dataset.of("train"), settings)
+    prefix = shared_prefix([*rendered[0], *rendered[1]])
+    assert len(prefix) > 12
+    foils = context._material(settings, "train", rendered, SampleBudget()).foils
+    assert len(foils.own) == len(foils.other) == 2
+    assert "2 of 4 validation lines are not compared" in watcher.said[-1]
+    said = [[renderer.decode([i for i, m in zip(f.ids, f.mask, strict=True) if m]) for f in foils.other]]
+    said += [[renderer.decode([i for i, m in zip(f.ids, f.mask, strict=True) if m]) for f in foils.own]]
+    assert sorted(said[0]) == sorted(others[:2])
+    assert [foils.other_bytes, foils.own_bytes] == [sum(len(line.encode()) for line in lines) for lines in said]
+    assert all(foil.ids[: len(prefix)] == prefix for foil in (*foils.own, *foils.other))
+    context.dataset = context.dataset.model_copy(update={"others": others[2:]})
+    assert context._material(settings, "train", rendered, SampleBudget()).foils == Foils()
+    assert "by validation loss" in watcher.said[-1]
 
 
 def test_the_benefit_of_more_layers_is_weighed_against_their_time() -> None:
