@@ -276,7 +276,8 @@ class Context:
             return float("nan")
         device, pad_id = self.machine.device, self.renderer.pad_id
         if model not in self._paths:
-            self._paths[model] = choose_path(model, rendered, pad_id, device, self.log)
+            free = free_memory(self.machine)
+            self._paths[model] = choose_path(model, rendered, pad_id, device, self.log, free_bytes=free)
         path = self._paths[model]
         prefix = shared_prefix(rendered) if path.uses_prefix() else ()
         with prepared(model, path), memory_errors(LESS_MEMORY):
@@ -286,7 +287,7 @@ class Context:
         """(layer, mean squared gradient a weight) of a plain model, on the first validation conversations."""
         rendered = self._rendered(self.dataset.of("validation")[:limit], self.max_tokens)
         device, pad_id = self.machine.device, self.renderer.pad_id
-        path = choose_path(model, rendered, pad_id, device, self.log)
+        path = choose_path(model, rendered, pad_id, device, self.log, free_bytes=free_memory(self.machine))
         prefix = shared_prefix(rendered) if path.uses_prefix() else ()
         with memory_errors(LESS_MEMORY):
             return sensitivity(model, rendered, prefix, path, pad_id, device)

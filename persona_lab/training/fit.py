@@ -139,7 +139,9 @@ class Fit:
         """The fastest way to compute losses is chosen and in place."""
         material = self.material
         examples = [*material.train, *material.validation]
-        self.path = choose_path(self.model, examples, material.pad_id, material.device, material.say, material.bf16)
+        self.path = choose_path(
+            self.model, examples, material.pad_id, material.device, material.say, material.bf16, material.free_bytes
+        )
         self.path_chosen = True
         self.prefix = shared_prefix(examples) if self.path.uses_prefix() else ()
         with prepared(self.model, self.path), self.recompute:

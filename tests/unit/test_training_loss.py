@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,22 @@ def test_choose_path_takes_the_fastest_and_leaves_the_attention_alone(
     assert path == LossPath("packed", attention=True, kernels=True)
     assert not said
     assert model.get_base_model().config._attn_implementation == before
+
+
+def test_on_cuda_long_conversations_are_not_packed_where_their_scores_would_fill_the_memory(
+    tiny_model: Path, conversations_factory: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, said = load(tiny_model, lora=True), list[str]()
+    monkeypatch.setattr("persona_lab.training.paths._loss_of", lambda *_: 1.0)  # there is no such device here
+    monkeypatch.setattr("persona_lab.training.paths.packed_calls", itertools.count(step=9).__next__)
+    short = rendered(tiny_model, conversations_factory(5))
+    ids = (*shared_prefix(short), *[40] * 16_000)
+    long = Rendered(ids=ids, mask=(False,) * (len(ids) - 9) + (True,) * 9)
+    scores = 4 * len(ids) ** 2 * 4  # heads, pairs, bytes
+    for free, device, found in ((9 * scores, "cuda", "prefix"), (11 * scores, "cuda", "packed"), (1, "cpu", "packed")):
+        said.clear()
+        path = choose_path(model, [*short, long], 0, device, said.append, free_bytes=free)
+        assert (path.name, len(said)) == (found, int(found == "prefix"))
 
 
 def test_choose_path_falls_back_and_says_why(
