@@ -26,7 +26,7 @@ from persona_lab.training.context import LESS_MEMORY, Context
 from persona_lab.training.forecast import Forecast
 from persona_lab.training.memory import memory_errors, peak_memory
 from persona_lab.training.saving import folder_bytes
-from persona_lab.types import Artifact, BaseModelInfo, Conversation, Dataset, Job, Persona
+from persona_lab.types import Artifact, BaseModelInfo, Conversation, Dataset, Job, Machine, Persona
 
 NAMED_ROWS = 5
 NO_CHANGE = 0.01
@@ -128,6 +128,7 @@ def _check(context: Context, strategy: Any, settings: Any) -> None:
     persona, dataset, machine = context.persona, context.dataset, context.machine
     guarded = context.plugins.guarded
     problems = list(guarded("strategy", strategy.id, strategy.check, settings, persona, dataset, machine))
+    problems += _unfit(settings, machine)
     if context.parent is not None:
         asked = (settings, context.parent, context.learned, dataset)
         problems += guarded("strategy", strategy.id, strategy.check_parent, *asked)
@@ -146,6 +147,15 @@ def _check(context: Context, strategy: Any, settings: Any) -> None:
             f"This run needs about {needed / 1e6:.0f} MB of disk; {free / 1e6:.0f} MB are free.",
             "Free some space, or use another disk with --home DIR.",
         )
+
+
+def _unfit(settings: Any, machine: Machine) -> list[Problem]:
+    """What this machine lacks for the fit loop's own settings, whatever strategy has them."""
+    optimizer = str(getattr(settings, "optimizer", ""))
+    if not optimizer.startswith("paged") or machine.device == "cuda":
+        return []
+    message = f"The optimizer {optimizer!r} needs a CUDA device."
+    return [Problem(message=message, fix="Use `adamw` or `adamw_8bit` here.", field="optimizer")]
 
 
 def _refuse(problems: list[Problem], error: type[BadInput] | type[BadSetting], what: str) -> None:
