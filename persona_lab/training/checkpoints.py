@@ -5,7 +5,8 @@
 
 A checkpoint is written into a temporary folder, flushed to disk and renamed; `valid.json` holds the sha256 of each
 file, so that a damaged one is passed over. An older one goes only when the new one is in place and another whole one
-stands behind it; a damaged one counts as none.
+stands behind it; a damaged one counts as none. Where the disk has no room for a third, it goes before, since plans
+count two; the newest whole one stays.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from persona_lab.home import flush_folder, need_disk, write_atomic
-from persona_lab.models.weights import sha256, weight_disk_errors
+from persona_lab.home import flush_folder, free_disk, need_disk, write_atomic
+from persona_lab.models.weights import folder_bytes, sha256, weight_disk_errors
 
 KEPT = 2
 FORMAT = 1
@@ -66,21 +67,36 @@ class CheckpointStore:
         """Write the checkpoint after `step` steps and drop those that it makes needless.
 
         Raises:
-            DiskFull: earlier checkpoints are untouched.
+            DiskFull: the newest whole one before it is untouched.
         """
-        self._need_room(tensors, best)
+        self._make_room(tensors, best)
         target = self._write(f"step-{step:06d}", state, {"state": tensors, "best": best})
         self._rotate(target)
         return target
 
-    def _need_room(self, *parts: Mapping[str, torch.Tensor]) -> None:
-        """Refuse a checkpoint of these tensors that the disk has no room for.
+    def _make_room(self, *parts: Mapping[str, torch.Tensor]) -> None:
+        """Drop earlier checkpoints, but for the newest whole one, where only that leaves room for these tensors.
 
         Raises:
-            DiskFull
+            DiskFull: there is no room even so; nothing was dropped.
         """
-        needed = sum(tensor.nbytes for part in parts for tensor in part.values())
-        need_disk(self.folder, needed + RESERVE_BYTES)
+        needed = RESERVE_BYTES + sum(tensor.nbytes for part in parts for tensor in part.values())
+        lacking = needed - free_disk(self.folder)
+        spare = self._spare() if lacking > 0 else []
+        if sum(map(folder_bytes, spare)) >= lacking:
+            for path in spare:
+                if lacking > 0:
+                    lacking -= folder_bytes(path)
+                    shutil.rmtree(path)
+        need_disk(self.folder, needed)
+
+    def _spare(self) -> list[Path]:
+        """All steps but the newest whole one, those first that are not known to be whole, then the oldest."""
+        whole = next((path for path in reversed(self._steps()) if self._is_whole(path)), None)
+        return sorted((path for path in self._steps() if path != whole), key=lambda p: (p in self._whole, p.name))
+
+    def _is_whole(self, path: Path) -> bool:
+        return path in self._whole or self._read(path) is not None
 
     def _rotate(self, newest: Path) -> None:
         """Keep `newest` and the whole ones before it, as many as are wanted; the rest goes."""
@@ -88,7 +104,7 @@ class CheckpointStore:
         others = [path for path in reversed(self._steps()) if path != newest]
         # later steps than the one just written lie there only if they could not be gone on from
         for path in (path for path in others if path.name < newest.name):
-            if len(kept) < KEPT and (path in self._whole or self._read(path) is not None):
+            if len(kept) < KEPT and self._is_whole(path):
                 kept.append(path)
         for path in others:
             if path not in kept:

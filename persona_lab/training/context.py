@@ -167,7 +167,10 @@ class Context:
             kept = result.best_step if material.validation else result.steps
             if budget.trained and kept:
                 self._write_samples(model, kept, stage, settings.samples, kept=True)
-        self._paths[model] = fit.path
+        if fit.path_chosen:
+            self._paths[model] = fit.path
+        else:  # finished before an interruption: nothing was tried, and the next scoring does
+            self._paths.pop(model, None)
         self.seconds["train"] += time.perf_counter() - started
         return result
 
@@ -210,35 +213,43 @@ class Context:
             validated=validated,
             sampled=sampled,
             saved=saved,
-            foils=self._foils(settings) if settings.keep == "specificity" else Foils(),
+            foils=self._foils(settings, rendered) if settings.keep == "specificity" else Foils(),
             free_bytes=free_memory(self.machine),
             enough=self.enough,
         )
 
-    def _foils(self, settings: FitSettings) -> Foils:
-        """Each validation conversation with its last reply, and with a line of another speaker of that length."""
-        pairs = foil_pairs(self.dataset, self.dataset.of("validation")[:MOST_VALIDATION])
-        if not pairs:
-            self.log("No lines of other speakers to be unlike: weights are kept by validation loss.", "warning")
-        both = [
-            (self._last_reply(own, settings.max_tokens), self._last_reply(other, settings.max_tokens))
-            for own, other in pairs
-        ]
-        own, other = [pair[0] for pair in both], [pair[1] for pair in both]
-        sizes = [sum(len(c.messages[-1].content.encode()) for c in side) for side in zip(*pairs, strict=True)] or [1, 1]
-        return Foils(own, other, *sizes)
+    def _foils(self, settings: FitSettings, rendered: tuple[Sequence[Rendered], Sequence[Rendered]]) -> Foils:
+        """Each validation conversation with its last reply, and with a line of another speaker of that length.
 
-    def _last_reply(self, conversation: Conversation, max_tokens: int) -> Rendered:
-        """Rendered so that only the last reply counts."""
-        (rendered,) = self._rendered([conversation], max_tokens)
-        end = len(rendered.mask)
-        while end and not rendered.mask[end - 1]:
-            end -= 1
-        start = end
-        while start and rendered.mask[start - 1]:
-            start -= 1
-        mask = tuple(start <= i < end for i in range(len(rendered.mask)))
-        return rendered.model_copy(update={"mask": mask})
+        Left out are pairs of which either reply is cut, or does not stand behind what all that is `rendered` shares.
+        """
+        pairs = foil_pairs(self.dataset, self.dataset.of("validation")[:MOST_VALIDATION])
+        prefix = shared_prefix([*rendered[0], *rendered[1]])
+        own, other, sizes = [], [], [0, 0]
+        for pair in pairs:
+            mine, foil = (self._last_reply(conversation, settings.max_tokens, prefix) for conversation in pair)
+            if mine is not None and foil is not None:
+                own.append(mine)
+                other.append(foil)
+                sizes = [n + len(c.messages[-1].content.encode()) for n, c in zip(sizes, pair, strict=True)]
+        by_loss = "" if own else " Weights are kept by validation loss."
+        if not pairs:
+            self.log(f"There are no lines of other speakers to be unlike.{by_loss}", "warning")
+        elif len(own) < len(pairs):
+            lost = f"{len(pairs) - len(own)} of {len(pairs)} validation lines are not compared with another speaker's"
+            self.log(f"{lost}: one of the two is too long for max_tokens.{by_loss}", "warning")
+        return Foils(own, other, *sizes) if own else Foils()
+
+    def _last_reply(self, conversation: Conversation, max_tokens: int, prefix: Sequence[int]) -> Rendered | None:
+        """Rendered so that only the last reply counts; None where it is cut, or does not stand behind `prefix`."""
+        for rendered in self._rendered([conversation], max_tokens):
+            start, end = _last_run(rendered.mask)
+            whole = self.renderer.render(self._messages(conversation.messages)) if rendered.truncated else rendered
+            first, last = _last_run(whole.mask)
+            if last - first == end - start and rendered.ids[: len(prefix)] == tuple(prefix) and start > len(prefix):
+                mask = tuple(start <= i < end for i in range(len(rendered.mask)))
+                return rendered.model_copy(update={"mask": mask})
+        return None
 
     def run_strategy(self, strategy: str, config: Mapping[str, Any], stage: str) -> tuple[Any, FitResult]:
         part = self.plugins.get("strategy", strategy)
@@ -267,7 +278,8 @@ class Context:
             return float("nan")
         device, pad_id = self.machine.device, self.renderer.pad_id
         if model not in self._paths:
-            self._paths[model] = choose_path(model, rendered, pad_id, device, self.log)
+            free = free_memory(self.machine)
+            self._paths[model] = choose_path(model, rendered, pad_id, device, self.log, free_bytes=free)
         path = self._paths[model]
         prefix = shared_prefix(rendered) if path.uses_prefix() else ()
         with prepared(model, path), memory_errors(LESS_MEMORY):
@@ -277,7 +289,7 @@ class Context:
         """(layer, mean squared gradient a weight) of a plain model, on the first validation conversations."""
         rendered = self._rendered(self.dataset.of("validation")[:limit], self.max_tokens)
         device, pad_id = self.machine.device, self.renderer.pad_id
-        path = choose_path(model, rendered, pad_id, device, self.log)
+        path = choose_path(model, rendered, pad_id, device, self.log, free_bytes=free_memory(self.machine))
         prefix = shared_prefix(rendered) if path.uses_prefix() else ()
         with memory_errors(LESS_MEMORY):
             return sensitivity(model, rendered, prefix, path, pad_id, device)
@@ -357,7 +369,9 @@ class Context:
         )
 
     def save_weights(self, model: Any, fit: FitResult, **details: Any) -> Artifact:
-        details.setdefault("relative_update", saving.relative_change(model, self.base))
+        moved = saving.relative_change(model, self.base)
+        if moved is not None:
+            details.setdefault("relative_update", moved)
         trained, total = _counts(model)
         self._save(saving.write_weights, model)
         return Artifact(
@@ -434,6 +448,15 @@ class Context:
         started = time.perf_counter()
         write(model, self.base, self.run_dir / "artifact")
         self.seconds["save"] += time.perf_counter() - started
+
+
+def _last_run(mask: Sequence[bool]) -> tuple[int, int]:
+    """[start, end) of the last tokens in a row that are trained on."""
+    end = max((i for i, trained in enumerate(mask) if trained), default=-1) + 1
+    start = end
+    while start and mask[start - 1]:
+        start -= 1
+    return start, end
 
 
 def _keep_differentiable(model: Any) -> None:

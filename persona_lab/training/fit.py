@@ -105,6 +105,7 @@ class Fit:
         self.best: dict[str, torch.Tensor] = {}
         self.store = CheckpointStore(material.folder / stage, self._signature())
         self.path = LossPath("plain")
+        self.path_chosen = False
         self.prefix: tuple[int, ...] = ()
         self.lower: Lower | None = None
         self.recompute = Recompute(model, settings.checkpointing)
@@ -138,7 +139,10 @@ class Fit:
         """The fastest way to compute losses is chosen and in place."""
         material = self.material
         examples = [*material.train, *material.validation]
-        self.path = choose_path(self.model, examples, material.pad_id, material.device, material.say, material.bf16)
+        self.path = choose_path(
+            self.model, examples, material.pad_id, material.device, material.say, material.bf16, material.free_bytes
+        )
+        self.path_chosen = True
         self.prefix = shared_prefix(examples) if self.path.uses_prefix() else ()
         with prepared(self.model, self.path), self.recompute:
             if self.path.name == "packed":

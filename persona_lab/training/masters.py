@@ -21,6 +21,8 @@ from persona_lab.errors import BadSetting
 
 OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 MOMENTS = ("exp_avg", "exp_avg_sq")
+SHARED = ("qmap1", "qmap2")
+"""Of the state of 8-bit moments: what the 256 numbers stand for, one tensor for all weights."""
 PIECE = 1 << 18
 """Weights moved at once on a CPU: few enough for weight, gradient and both moments to stay in a core's cache."""
 LARGE_PIECE = 1 << 26
@@ -79,7 +81,9 @@ class Masters:
             self.steps += 1
             if self.low_memory:  # by the step's number alone, so that a resumed run rounds alike
                 self.generator.manual_seed(self.steps)
-                self.noise = torch.randint(0, 1 << 16, (NOISE,), dtype=torch.int32, generator=self.generator)
+                # moved once: every piece would copy its own stretch, and wait for it
+                noise = torch.randint(0, 1 << 16, (NOISE,), dtype=torch.int32, generator=self.generator)
+                self.noise = noise.to(next(iter(self.working.values())).device)
             if self.quantized is not None:
                 self._step_quantized(learning_rate, scale)
             else:
@@ -145,7 +149,7 @@ class Masters:
             moved[2],
             [],
             # the function counts by itself; each piece gets a count of its own
-            [torch.tensor(float(self.steps - 1), device=grad.device) for grad in grads],
+            [torch.full((), float(self.steps - 1), device=grad.device) for grad in grads],
             fused=True,
             amsgrad=False,
             beta1=BETAS[0],
@@ -223,8 +227,9 @@ class Masters:
             tensors |= {f"{key}.{name}": moment for key, moment in zip(MOMENTS, both, strict=True)}
         if self.quantized is not None:
             for name, master in self.weights.items():
-                found = self.quantized.state[master].items()
-                tensors |= {f"eight.{key}.{name}": torch.as_tensor(value) for key, value in found}
+                for key, value in self.quantized.state[master].items():
+                    # all weights have the same maps, and a file takes no tensor twice
+                    tensors[f"eight.{key}.{name}"] = value.clone() if key in SHARED else torch.as_tensor(value)
         return tensors
 
     @torch.no_grad()

@@ -27,7 +27,9 @@ def peak_memory(device: str) -> int:
 def free_memory(machine: Machine) -> int:
     """Bytes that can still be taken now, on the accelerator for CUDA."""
     if machine.device == "cuda":
-        return int(torch.cuda.mem_get_info()[0])
+        # what torch keeps for itself and does not use counts as used on the device
+        kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return int(torch.cuda.mem_get_info()[0]) + int(kept)
     return memory_bytes()[1]
 
 

@@ -4,6 +4,7 @@ Tried in this order, and checked against the plain one on a few real examples be
 `packed`: the tokens all examples share and then every example in one row without padding (see `packing`);
 `prefix`: the shared tokens run once, their keys and values are expanded over the batch (gradients flow through the
 cache); `head`: no shared prefix. All three run the output head only where there is something to predict.
+On CUDA `packed` comes after those two where conversations are so long that its scores would fill the memory.
 `plain`: the model's own logits, for models that allow no other.
 """
 
@@ -19,7 +20,7 @@ import torch
 from torch.nn import functional
 from transformers import DynamicCache
 
-from persona_lab.models.work import CHECKED_EXAMPLES, PLAIN_BATCH, BatchShape
+from persona_lab.models.work import CHECKED_EXAMPLES, PLAIN_BATCH, BatchShape, shape_in
 from persona_lab.training.attention import own_attention, packed, packed_calls
 from persona_lab.training.batches import Batch, collate, shared_prefix
 from persona_lab.training.kernels import fused
@@ -28,6 +29,9 @@ from persona_lab.training.packing import Packing
 from persona_lab.types import Rendered
 
 RELATIVE_ERROR = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 5e-3}
+SCORES_SHARE = 0.1
+"""Of the free memory: more than that for the scores of the longest conversation, in one layer, is too much. A batch
+holds several conversations, and the way back three such matrices at once."""
 
 PathName = Literal["packed", "prefix", "head", "plain"]
 
@@ -100,6 +104,7 @@ def choose_path(
     device: str,
     log: Callable[[str], None],
     bf16: bool = False,
+    free_bytes: int = 1 << 62,
 ) -> LossPath:
     """The fastest path whose loss on a few examples equals the plain one's; says in `log` why a faster one is not used.
 
@@ -107,17 +112,21 @@ def choose_path(
 
     Args:
         bf16: as it will be trained (see `computing`).
+        free_bytes: of memory; on CUDA packed attention, which makes all scores, comes last where they take much of it.
     """
     model.eval()
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         # the other paths go past the wrapper that puts the prompt in front, and a small prompt hardly shows in a loss
         log("The adapter is a prompt, not weights: the model's own way is the only one.")
         return LossPath("plain")
+    packed_ones = True
     if isinstance(computing(model, bf16), torch.autocast):
         log("Weights are fp32 and computed with in bf16: hand-written gradients, which know one type, are not used.")
-        candidates = _candidates(device, bool(shared_prefix(examples)), packed=False)
-    else:
-        candidates = _candidates(device, bool(shared_prefix(examples)))
+        packed_ones = False
+    long = device == "cuda" and _scores_are_large(model, examples, free_bytes)
+    if long and packed_ones:
+        log("Scores of the longest conversation would take much of the memory: attention that keeps none comes first.")
+    candidates = _candidates(device, bool(shared_prefix(examples)), packed_ones, long)
     few = sorted(examples, key=lambda example: len(example.ids))[:CHECKED_EXAMPLES]
     prefix = shared_prefix(examples)
     plain = LossPath("plain")
@@ -134,15 +143,21 @@ def choose_path(
     return plain
 
 
-def _candidates(device: str, shared: bool, packed: bool = True) -> Iterator[LossPath]:
-    """Fastest first."""
-    if packed:
-        yield LossPath("packed", attention=True, kernels=True)
-        yield LossPath("packed", attention=True)
+def _scores_are_large(model: Any, examples: Sequence[Rendered], free_bytes: int) -> bool:
+    """Whether packed attention would take too much of the memory for the longest of these conversations."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    longest = max((len(example.ids) for example in examples), default=0)
+    scores = shape_in(inner.config.to_dict(), 0).heads * longest**2 * _compute_type(model).itemsize
+    return bool(scores > SCORES_SHARE * free_bytes)
+
+
+def _candidates(device: str, shared: bool, packed: bool = True, long: bool = False) -> Iterator[LossPath]:
+    """Fastest first; for `long` conversations those that torch's own attention runs."""
+    in_a_row = [LossPath("packed", attention=True, kernels=True), LossPath("packed", attention=True)] if packed else []
     names: list[PathName] = ["prefix", "head"] if shared else ["head"]
-    for attention in (True, False) if device == "cpu" else (False,):
-        for name in names:
-            yield LossPath(name, attention)
+    ways = (True, False) if device == "cpu" else (False,)
+    apart = [LossPath(name, attention) for attention in ways for name in names]
+    yield from [*apart, *in_a_row] if long else [*in_a_row, *apart]
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from persona_lab.training.context import LESS_MEMORY, Context
 from persona_lab.training.forecast import Forecast
 from persona_lab.training.memory import memory_errors, peak_memory
 from persona_lab.training.saving import folder_bytes
-from persona_lab.types import Artifact, BaseModelInfo, Conversation, Dataset, Job, Persona
+from persona_lab.types import Artifact, BaseModelInfo, Conversation, Dataset, Job, Machine, Persona
 
 NAMED_ROWS = 5
 NO_CHANGE = 0.01
@@ -130,6 +130,7 @@ def _check(context: Context, strategy: Any, settings: Any) -> None:
     persona, dataset, machine = context.persona, context.dataset, context.machine
     guarded = context.plugins.guarded
     problems = list(guarded("strategy", strategy.id, strategy.check, settings, persona, dataset, machine))
+    problems += _unfit(settings, machine)
     if context.parent is not None:
         asked = (settings, context.parent, context.learned, dataset)
         told = guarded("strategy", strategy.id, strategy.check_parent, *asked)
@@ -142,11 +143,22 @@ def _check(context: Context, strategy: Any, settings: Any) -> None:
     _refuse(rows, BadInput, f"The dataset {dataset.name!r} cannot be trained on")
     estimate = guarded("strategy", strategy.id, strategy.estimate, settings, context.base, dataset, machine)
     free = shutil.disk_usage(context.run_dir).free
-    if estimate.disk_bytes > free:
+    # a resumed run has a part of what it needs already
+    needed = estimate.disk_bytes - folder_bytes(context.run_dir / "checkpoints")
+    if needed > free:
         raise DiskFull(
-            f"This run needs about {estimate.disk_bytes / 1e6:.0f} MB of disk; {free / 1e6:.0f} MB are free.",
+            f"This run needs about {needed / 1e6:.0f} MB of disk; {free / 1e6:.0f} MB are free.",
             "Free some space, or use another disk with --home DIR.",
         )
+
+
+def _unfit(settings: Any, machine: Machine) -> list[Problem]:
+    """What this machine lacks for the fit loop's own settings, whatever strategy has them."""
+    optimizer = str(getattr(settings, "optimizer", ""))
+    if not optimizer.startswith("paged") or machine.device == "cuda":
+        return []
+    message = f"The optimizer {optimizer!r} needs a CUDA device."
+    return [Problem(message=message, fix="Use `adamw` or `adamw_8bit` here.", field="optimizer")]
 
 
 def _refuse(problems: list[Problem], error: type[BadInput] | type[BadSetting], what: str) -> None:

@@ -9,7 +9,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from safetensors import safe_open
 
 from persona_lab.home import disk_errors, flush_folder, write_atomic
+from persona_lab.models.weights import read_header, safetensors_files
 from persona_lab.training.checkpoints import flush_files
 from persona_lab.types import BaseModelInfo
 
@@ -96,24 +98,55 @@ def _forget_machine(config: Path) -> None:
 
 
 @torch.no_grad()
-def relative_change(model: Any, base: BaseModelInfo) -> float:
-    """||W' - W|| / ||W|| (Frobenius) over the weights that model and base folder share by name."""
+def relative_change(model: Any, base: BaseModelInfo) -> float | None:
+    """||W' - W|| / ||W|| (Frobenius) over the weights that model and base folder share; None where they share none.
+
+    Raises:
+        BadModel: a file of the base is damaged.
+    """
     weights = dict(model.named_parameters())
+    files = {path: read_header(path) for path in safetensors_files(Path(base.path))}
+    shapes = {name: tuple(entry["shape"]) for header in files.values() for name, entry in header.items()}
+    shared = _shared(shapes, {name: tuple(weight.shape) for name, weight in weights.items()})
     moved = size = 0.0
-    for file in sorted(Path(base.path).glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            shared = [name for name in tensors.keys() if name in weights]  # noqa: SIM118 - not a dict
-        for name in shared:
+    for file, header in files.items():
+        for name in (name for name in header if name in shared):
             # opened for each anew: pages of an open file that were read count as this process's memory
             with safe_open(file, framework="pt") as tensors:
                 before = tensors.get_tensor(name).reshape(-1)
-                after = weights[name].detach().reshape(-1)
+                after = weights[shared[name]].detach().reshape(-1)
                 for old, new in zip(before.split(COMPARED), after.split(COMPARED), strict=True):
                     exact = old.float()
                     size += float(exact.square().sum())
                     moved += float((new.cpu().float() - exact).square().sum())
                 del before, old
-    return math.sqrt(moved / size) if size else 0.0
+    return math.sqrt(moved / size) if size else None
+
+
+def _shared(files: Mapping[str, tuple[int, ...]], model: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """What the model calls each tensor of the files, by names and shapes; one may have a prefix that the other lacks.
+
+    A prefix: official GPT-2 files begin with `h.0`, where the model's names begin with `transformer.h.0`.
+    """
+    found = {name: name for name in files if name in model}
+    by_end: dict[str, list[str]] = {}
+    for name in model.keys() - found.keys():
+        for end in _ends(name):
+            by_end.setdefault(end, []).append(name)
+    for name in files.keys() - found.keys():
+        # an end as short as `norm.weight` tells something only where it is a whole name
+        telling = (end for end in _ends(name) if end == name or end in model or end.count(".") >= 2)
+        alike = next((by_end[end][0] for end in telling if len(by_end.get(end, ())) == 1), None)
+        if alike is not None:
+            found[name] = alike
+    times = Counter(found.values())
+    return {name: other for name, other in found.items() if times[other] == 1 and files[name] == model[other]}
+
+
+def _ends(name: str) -> list[str]:
+    """The whole name, then without its first part, and so on."""
+    parts = name.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
 
 
 def folder_bytes(folder: Path) -> int:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -25,6 +26,7 @@ from persona_lab.formats import Format, NewerFormat, upgrade, upgraded, written
 from persona_lab.home import Home, need_disk, write_atomic
 from persona_lab.jobs import EXIT_TAKEN, Supervisor, cheaper, read_job, view, worker_process
 from persona_lab.library import Library
+from persona_lab.models.weights import folder_bytes
 from persona_lab.processes import birth
 from persona_lab.training import checkpoints
 from persona_lab.training.checkpoints import CheckpointStore
@@ -95,6 +97,32 @@ def test_a_full_disk_costs_a_checkpoint_and_none_that_was_there(tmp_path: Path, 
         kept.write(20, {"step": 20}, TENSORS, TENSORS)
     assert names(tmp_path) == ["step-000010"]
     assert store(tmp_path).newest() is not None
+
+
+def test_where_two_checkpoints_fit_and_no_third_the_older_one_makes_room(tmp_path: Path, monkeypatch: Any) -> None:
+    """A disk with room for two: what plans count."""
+    folder = tmp_path / "lora"
+    written = store(tmp_path)
+    written.write(10, {"step": 10}, TENSORS, TENSORS)
+    one = folder_bytes(folder)
+
+    def with_room_for(size: int) -> None:
+        space = checkpoints.RESERVE_BYTES + size
+        monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=space - folder_bytes(folder)))
+
+    with_room_for(2 * one)
+    for step in (20, 30):
+        written.write(step, {"step": step}, TENSORS, TENSORS)
+        assert names(tmp_path) == [f"step-{step - 10:06d}", f"step-{step:06d}"]
+    # after an interruption nobody knows yet which are whole
+    damage(folder / "step-000030/state.safetensors")
+    resumed = store(tmp_path)
+    resumed.write(25, {"step": 25}, TENSORS, TENSORS)
+    assert names(tmp_path) == ["step-000020", "step-000025"]
+    with_room_for(one)
+    with pytest.raises(DiskFull):
+        resumed.write(35, {"step": 35}, TENSORS, TENSORS)
+    assert names(tmp_path) == ["step-000020", "step-000025"], "dropping one would not have been enough"
 
 
 def test_checkpoints_of_other_settings_or_formats_are_named_and_left_alone(tmp_path: Path) -> None:

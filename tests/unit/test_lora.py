@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from persona_lab_builtin.strategies.lora import LoRAConfig, LoRAStrategy
 from persona_lab_builtin.strategies.qlora import QLoRAConfig, QLoRAStrategy
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from persona_lab.datasets.rendering import ChatRenderer
@@ -268,3 +269,22 @@ def test_how_far_weights_moved_is_counted_piece_by_piece(tiny_model: Path, monke
     assert relative_change(model, base) == pytest.approx(expected, rel=1e-5)
     monkeypatch.setattr(saving, "COMPARED", 1000)
     assert relative_change(model, base) == pytest.approx(expected, rel=1e-5)
+
+
+def test_weights_are_known_by_a_name_without_its_prefix(tiny_model_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """As in the files that GPT-2 was published with, which have buffers of the attention besides."""
+    folder = tiny_model_of("gpt2")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    weights = load_file(folder / "model.safetensors")
+    assert all(name.startswith("transformer.") for name in weights)
+    published = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
+    published |= {"h.0.attn.bias": torch.ones(1, 1, 8, 8), "mtp.h.0.ln_1.weight": torch.full((64,), 9.0)}
+    save_file(published, tmp_path / "model.safetensors")
+    base = BaseModelInfo(id="tiny", key="tiny", name="tiny", path=str(tmp_path), ready=True, parameters=1)
+    assert relative_change(model, base) == 0
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight *= 1.5
+    assert relative_change(model, base) == pytest.approx(0.5)
+    save_file({"something.else.weight": torch.ones(3)}, tmp_path / "model.safetensors")
+    assert relative_change(model, base) is None

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from persona_lab.errors import Cancelled
+from persona_lab.errors import Cancelled, DiskFull
+from persona_lab.models.weights import folder_bytes
 from persona_lab.plugins import Plugins
 from persona_lab.testing import Watcher, Workshop
+from persona_lab.training.validation import validation_loss
 
 FAST: dict[str, Any] = {"epochs": 2, "learning_rate": 5e-3, "samples": 1}
 HYBRID: dict[str, Any] = {"lora_learning_rate": 5e-3, "learning_rate": 2e-3, "layers": 1, "samples": 1}
@@ -88,3 +91,36 @@ def test_a_damaged_checkpoint_costs_steps_and_not_the_result(train: Callable[...
     resumed = train("lora", "stopped", FAST, watcher)
     assert resumed["fingerprint"] == whole["fingerprint"]
     assert any("is damaged (state.json" in said and "passed over" in said for said in watcher.said), watcher.said
+
+
+def test_what_a_stopped_run_has_written_is_not_asked_for_again(
+    train: Callable[..., Any], plugins: Plugins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Cancelled):
+        train("lora", "stopped", FAST, Watcher(stop_at=5, stage="train"))
+    own = folder_bytes(next(tmp_path.rglob("runs/stopped/checkpoints")))
+    part = plugins.get("strategy", "lora")
+    estimate, free = part.estimate, 10**9
+    needed = {"disk_bytes": free + own}
+    monkeypatch.setattr(part, "estimate", lambda *asked: estimate(*asked).model_copy(update=needed))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+    with pytest.raises(DiskFull, match="MB of disk"):
+        train("lora", "fresh", FAST)
+    assert train("lora", "stopped", FAST)["artifact_bytes"] > 0
+
+
+def test_scoring_after_a_stage_that_was_finished_before_takes_the_fast_path(
+    train: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths: list[str] = []
+
+    def scored(model: Any, examples: Any, prefix: Any, path: Any, *rest: Any) -> float:
+        paths.append(path.name)
+        return validation_loss(model, examples, prefix, path, *rest)
+
+    with pytest.raises(Cancelled):
+        train("hybrid", "stopped", HYBRID, Watcher(stop_at=1, stage="layers"))
+    next(tmp_path.rglob("runs/stopped/checkpoints/layers.json")).unlink()  # as if it was stopped while it was drawn
+    monkeypatch.setattr("persona_lab.training.context.validation_loss", scored)
+    train("hybrid", "stopped", HYBRID)
+    assert set(paths) == {"packed"}

@@ -341,3 +341,22 @@ def test_a_run_that_stopped_early_is_compared_with_the_steps_it_took() -> None:
     )
     assert executed_seconds(raw, Artifact(kind="adapter", path="", fit=fit)) == 60
     assert executed_seconds(raw, Artifact(kind="prompt", path="")) == 110
+
+
+def test_how_far_weights_moved_is_left_out_where_it_is_unknown(
+    train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("persona_lab.training.saving.relative_change", lambda model, base: None)
+    result = train("full", epochs=1, learning_rate=1e-3, samples=0)
+    assert "relative_update" not in result["artifact"]["details"]
+    assert "weights moved" not in result["changed"]
+
+
+@pytest.mark.parametrize("strategy", ["lora", "hybrid"])
+def test_what_the_machine_cannot_do_is_refused_before_the_base_is_loaded(
+    strategy: str, train: Callable[..., Any]
+) -> None:
+    watcher = Watcher()
+    with pytest.raises(BadSetting, match="'paged_adamw_8bit' needs a CUDA device"):
+        train(strategy, watcher, optimizer="paged_adamw_8bit")
+    assert "Loading the base model" not in watcher.phases

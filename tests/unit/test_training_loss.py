@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from persona_lab.datasets.rendering import ChatRenderer
 from persona_lab.models.work import BatchShape, Kind, activation_bytes, shape_in
+from persona_lab.testing import CPU
 from persona_lab.training.batches import batches_of_epoch, collate, shared_prefix, sorted_batches
 from persona_lab.training.lora import attach_lora, train_layers
 from persona_lab.training.loss import head_loss
 from persona_lab.training.lower import Lower, frozen_depth, lower_for
-from persona_lab.training.memory import Recompute
+from persona_lab.training.memory import Recompute, free_memory
 from persona_lab.training.packing import EVEN
 from persona_lab.training.paths import LossPath, batch_loss, choose_path, prepared
 from persona_lab.types import Conversation, Message, Rendered
@@ -101,6 +103,22 @@ def test_choose_path_takes_the_fastest_and_leaves_the_attention_alone(
     assert model.get_base_model().config._attn_implementation == before
 
 
+def test_on_cuda_long_conversations_are_not_packed_where_their_scores_would_fill_the_memory(
+    tiny_model: Path, conversations_factory: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, said = load(tiny_model, lora=True), list[str]()
+    monkeypatch.setattr("persona_lab.training.paths._loss_of", lambda *_: 1.0)  # there is no such device here
+    monkeypatch.setattr("persona_lab.training.paths.packed_calls", itertools.count(step=9).__next__)
+    short = rendered(tiny_model, conversations_factory(5))
+    ids = (*shared_prefix(short), *[40] * 16_000)
+    long = Rendered(ids=ids, mask=(False,) * (len(ids) - 9) + (True,) * 9)
+    scores = 4 * len(ids) ** 2 * 4  # heads, pairs, bytes
+    for free, device, found in ((9 * scores, "cuda", "prefix"), (11 * scores, "cuda", "packed"), (1, "cpu", "packed")):
+        said.clear()
+        path = choose_path(model, [*short, long], 0, device, said.append, free_bytes=free)
+        assert (path.name, len(said)) == (found, int(found == "prefix"))
+
+
 def test_choose_path_falls_back_and_says_why(
     tiny_model_of: Callable[[str], Path], conversations_factory: Callable[..., Any]
 ) -> None:
@@ -129,6 +147,13 @@ def test_a_model_whose_tokens_meet_outside_the_attention_interface_is_not_packed
     said.clear()
     assert choose_path(model, examples, 0, "cpu", said.append).name != "packed"
     assert "0 of its 2 layers attend through transformers' attention interface" in " ".join(said)
+
+
+def test_memory_that_torch_keeps_and_does_not_use_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (3 << 30, 80 << 30))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda: 50 << 30)
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda: 10 << 30)
+    assert free_memory(CPU.model_copy(update={"device": "cuda"})) == 43 << 30
 
 
 def test_long_conversations_need_more_than_their_tokens(tiny_model: Path) -> None:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from persona_lab.datasets.rendering import ChatRenderer
 from persona_lab.errors import BadSetting, Diverged
+from persona_lab.home import Home
+from persona_lab.testing import CPU, STARTER, Watcher, made_up_conversation
+from persona_lab.training.batches import shared_prefix
+from persona_lab.training.checkpoints import CheckpointStore
+from persona_lab.training.context import Context
 from persona_lab.training.foils import foil_pairs
 from persona_lab.training.guards import WINDOW, ran_away, refuse_nonsense
 from persona_lab.training.locate import benefit_per_cost
 from persona_lab.training.masters import Masters
+from persona_lab.training.sample_budget import SampleBudget
 from persona_lab.training.schedule import learning_rate, search_rate
+from persona_lab.training.validation import Foils
 from persona_lab.types import Conversation, Dataset, FitSettings, Message
 
 
@@ -116,6 +126,36 @@ def test_eight_bit_moments_resume_and_paged_ones_are_refused_on_a_cpu() -> None:
         Masters(torch.nn.Linear(2, 2), 0.0, "paged_adamw_8bit")
 
 
+def test_eight_bit_moments_of_several_weights_go_through_a_checkpoint(tmp_path: Path) -> None:
+    """Two weights large enough for 8 bits; smaller ones keep moments in fp32."""
+
+    def train(model: torch.nn.Module, masters: Masters, steps: range) -> None:
+        for step in steps:
+            torch.manual_seed(step)
+            model(torch.randn(4, 64)).square().sum().backward()
+            masters.step(1e-2, 1.0)
+
+    def fresh() -> tuple[torch.nn.Module, Masters]:
+        torch.manual_seed(1)
+        model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.Linear(128, 64))
+        return model, Masters(model, 0.0, "adamw_8bit")
+
+    whole, masters = fresh()
+    train(whole, masters, range(3))
+    store = CheckpointStore(tmp_path / "train", {"seed": 1})
+    store.write(3, {"step": 3}, masters.state(), masters.copy_working())
+    train(whole, masters, range(3, 5))
+    saved = store.newest()
+    assert saved is not None
+    assert saved.tensors["eight.state1.0.weight"].dtype == torch.uint8
+    assert {"eight.qmap1.0.weight", "eight.qmap1.1.weight"} <= saved.tensors.keys()
+    again, resumed = fresh()
+    resumed.load_state(saved.tensors)
+    train(again, resumed, range(3, 5))
+    for mine, other in zip(again.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
 def test_large_weights_are_moved_piece_by_piece_as_torch_moves_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("persona_lab.training.masters.PIECE", 100)
     torch.manual_seed(0)
@@ -154,6 +194,50 @@ def test_foils_are_other_peoples_lines_and_never_those_that_judge() -> None:
         assert foil.messages[-1].content in others
     nobody = dataset.model_copy(update={"others": ()})
     assert foil_pairs(nobody, nobody.of("validation")[:0]) == []
+
+
+def test_foils_that_do_not_fit_are_left_out(home: Home, tiny_model: Path, persona_factory: Callable[..., Any]) -> None:
+    """A reply that is cut would be scored on its beginning, and divided by all its bytes; one before which the shared
+    beginning was cut would be read as if it stood behind it."""
+    renderer = ChatRenderer(tiny_model)
+    longest, almost = 200, "Weather"
+    while len(renderer.text_ids(almost)) < longest - 10:
+        almost += " and weather"
+    others = (
+        "Somebody else remarks on thing number one, at length, and twice.",
+        "Somebody else has nothing to say of thing number two, or three.",
+        almost,
+        almost + almost,
+    )
+    rows = tuple(made_up_conversation(i, "train" if i < 8 else "validation") for i in range(12))
+    watcher = Watcher()
+    context = Context(
+        reporter=watcher,
+        plugins=None,
+        persona=persona_factory(),
+        dataset=Dataset(id="d", persona="tamsin", version=1, name="d", conversations=rows, others=others),
+        base=STARTER,
+        machine=CPU,
+        seed=0,
+        run_dir=home.root,
+        system="You are Tamsin Quill, a retired cartographer who folds every answer.",
+        renderer=renderer,
+    )
+    settings = FitSettings(keep="specificity", max_tokens=longest)
+    rendered = context._both(context.dataset.of("train"), settings)
+    prefix = shared_prefix([*rendered[0], *rendered[1]])
+    assert len(prefix) > 12
+    foils = context._material(settings, "train", rendered, SampleBudget()).foils
+    assert len(foils.own) == len(foils.other) == 2
+    assert "2 of 4 validation lines are not compared" in watcher.said[-1]
+    said = [[renderer.decode([i for i, m in zip(f.ids, f.mask, strict=True) if m]) for f in foils.other]]
+    said += [[renderer.decode([i for i, m in zip(f.ids, f.mask, strict=True) if m]) for f in foils.own]]
+    assert sorted(said[0]) == sorted(others[:2])
+    assert [foils.other_bytes, foils.own_bytes] == [sum(len(line.encode()) for line in lines) for lines in said]
+    assert all(foil.ids[: len(prefix)] == prefix for foil in (*foils.own, *foils.other))
+    context.dataset = context.dataset.model_copy(update={"others": others[2:]})
+    assert context._material(settings, "train", rendered, SampleBudget()).foils == Foils()
+    assert "by validation loss" in watcher.said[-1]
 
 
 def test_the_benefit_of_more_layers_is_weighed_against_their_time() -> None:
