@@ -18,14 +18,13 @@ from persona_lab.home import Home
 from persona_lab.models import kept, registry
 from persona_lab.models.counting import informed
 from persona_lab.models.machine import worker_machine
-from persona_lab.models.weights import checksums, fingerprint
+from persona_lab.models.weights import checksums, fingerprint, folder_bytes
 from persona_lab.personas.prompt import system_prompt
 from persona_lab.settings import validate_settings
 from persona_lab.training import randomness
 from persona_lab.training.context import LESS_MEMORY, Context
 from persona_lab.training.forecast import Forecast
 from persona_lab.training.memory import memory_errors, peak_memory
-from persona_lab.training.saving import folder_bytes
 from persona_lab.types import Artifact, BaseModelInfo, Conversation, Dataset, Job, Machine, Persona
 
 NAMED_ROWS = 5

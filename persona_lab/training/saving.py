@@ -147,8 +147,3 @@ def _ends(name: str) -> list[str]:
     """The whole name, then without its first part, and so on."""
     parts = name.split(".")
     return [".".join(parts[start:]) for start in range(len(parts))]
-
-
-def folder_bytes(folder: Path) -> int:
-    """Size of all files below `folder`."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
