@@ -67,7 +67,8 @@ class Material:
 
 @dataclass
 class Progress:
-    """How far a fit has come; JSON, kept in checkpoints. `score`: what weights are chosen by; lower is better."""
+    """How far a fit has come; JSON, kept in checkpoints. `score`: what weights are chosen by; lower is better. `best`:
+    validation loss of the weights chosen; `lowest`: of any."""
 
     step: int = 0
     losses: list[float] = field(default_factory=list)
@@ -76,6 +77,7 @@ class Progress:
     best: float = math.inf
     score: float = math.inf
     best_step: int = 0
+    lowest: float = math.inf
     without_best: int = 0
     seconds: float = 0.0
     rate: float = 0.0
@@ -180,7 +182,7 @@ class Fit:
             )
             return
         measured = self._validator().measure()
-        self.progress.before = self.progress.best = measured.loss
+        self.progress.before = self.progress.best = self.progress.lowest = measured.loss
         self.progress.first = [measured.loss, measured.own, measured.other]
         self.progress.score, self.progress.specificity = self._score(measured), self._specificity(measured)
         self.best = self.masters.copy_working()
@@ -339,7 +341,9 @@ class Fit:
             measured = self._validator().measure()
             score = self._score(measured)
             better = score < progress.score
-            progress.without_best = 0 if better else progress.without_best + 1
+            # specificity, of a few lines, falls before it rises: while the loss still falls there is something to come
+            progress.without_best = 0 if better or measured.loss < progress.lowest else progress.without_best + 1
+            progress.lowest = min(progress.lowest, measured.loss)
             if better:
                 progress.best, progress.best_step, progress.score = measured.loss, progress.step, score
                 progress.specificity = self._specificity(measured)

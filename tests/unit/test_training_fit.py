@@ -212,6 +212,24 @@ def test_weights_can_be_kept_by_specificity_and_resumed(fit: Callable[..., Any])
     assert without.validation_after == min(loss for _, loss, _ in fit("w2", settings=settings)[2].losses)
 
 
+def test_specificity_that_falls_first_does_not_end_a_run_whose_loss_still_falls(
+    fit: Callable[..., Any], monkeypatch: Any
+) -> None:
+    """Bits of other speakers' lines fall before the character's own do; stopped then, a run kept what was untrained."""
+    measured = itertools.count()
+
+    def measure(self: Any) -> Measured:
+        number = next(measured)
+        ahead = 40 if number == 6 else -number  # of the lines of others, nats
+        return Measured(5 - 0.1 * number, 100, 100 + ahead)
+
+    monkeypatch.setattr("persona_lab.training.fit.Validator.measure", measure)
+    settings = SETTINGS.model_copy(update={"keep": "specificity", "patience": 3, "epochs": 3})
+    _, result, watcher = fit(settings=settings, foils=True)
+    assert not any(better for _, _, better in watcher.losses[1:6])
+    assert result.best_step == watcher.losses[6][0]
+
+
 def test_the_last_weights_can_be_kept(fit: Callable[..., Any]) -> None:
     _, result, _ = fit(settings=SETTINGS.model_copy(update={"keep": "last"}))
     assert result.best_step == result.steps
