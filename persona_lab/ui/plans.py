@@ -11,7 +11,7 @@ from typing import Any
 
 from persona_lab.continuing import TRAINED
 from persona_lab.engine import Engine
-from persona_lab.errors import PluginFailed
+from persona_lab.errors import PluginFailed, UserError
 from persona_lab.types import PlanRow
 
 FRESH_SECONDS = 60.0
@@ -68,7 +68,10 @@ class Plans:
         ]  # fmt: skip
 
     def _with_parent(self, row: PlanRow, persona: str, base: str, parent: str) -> PlanRow:
-        found = self.engine.plan(persona, row.strategy, base, {"variant": parent})[0]
+        try:
+            found = self.engine.plan(persona, row.strategy, base, {"variant": parent})[0]
+        except UserError as error:  # the newest is on another base, or pulled along traits: another may be chosen
+            return row.model_copy(update={"fits": False, "reason": error.message, "blocked_by": "settings"})
         return found.model_copy(update={"rank": row.rank, "recommended": False})
 
     def _one(self, persona: str, part: Any, base: str) -> PlanRow:

@@ -16,6 +16,7 @@ from persona_lab.engine import Engine
 from persona_lab.errors import BadInput, UnknownName
 from persona_lab.events import Checkpoint, Started, Step
 from persona_lab.types import Variant
+from persona_lab.ui.plans import Plans
 
 LORA = {"epochs": 1, "samples": 0, "rank": 4, "alpha": 8, "learning_rate": 5e-3}
 MORE = {"epochs": 2, "samples": 0, "learning_rate": 1e-3}
@@ -89,6 +90,16 @@ def test_a_plan_is_of_the_variants_own_weights_and_of_what_is_new(
     )
     with pytest.raises(UnknownName, match="nobody"):
         engine.plan("tam", "continue", settings={"variant": "nobody"})
+
+
+def test_the_page_plans_on_another_base_than_the_newest_variants(
+    engine: Engine, mother: Variant, tiny_model_of: Callable[[str], Path]
+) -> None:
+    other = str(tiny_model_of("gpt2"))
+    rows = {row.strategy: row for row in Plans(engine).rows("tam", other)}
+    assert not rows["continue"].fits
+    assert "was trained on" in rows["continue"].reason
+    assert rows["lora"].fits
 
 
 def test_what_a_deleted_forebear_knew_is_still_learned(engine: Engine, mother: Variant, tmp_path: Path) -> None:
