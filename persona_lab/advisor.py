@@ -64,7 +64,9 @@ class Advisor:
 
     def advise(self, part: Any, config: Any, estimate: Estimate, dataset: Dataset | None, machine: Machine) -> Advice:
         """Order, reason and evidence for one strategy."""
-        count = len(dataset.of("train")) if dataset is not None else None
+        # a variant that is gone on from knows more than this dataset
+        known = None if getattr(part, "goes_on", False) else dataset
+        count = len(known.of("train")) if known is not None else None
         late = self._too_slow(estimate)
         few = count is not None and count < FEW
         pointless = part.id == PULL or (part.id == "qlora" and machine.device != "cuda")

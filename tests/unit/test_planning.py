@@ -149,6 +149,9 @@ def test_few_rows_need_no_training(rows_of: Callable[..., list[PlanRow]]) -> Non
     first = rows_of(count=FEW - 1)[0]
     assert first.strategy == "prompt"
     assert "too little to train on" in first.reason
+    reasons = {row.strategy: row.reason for row in rows_of(count=FEW - 1)}
+    assert "too few" in reasons["lora"]
+    assert "too few" not in reasons["continue"]  # the variant knows more
     assert rows_of(count=40)[0].strategy == "lora"
 
 
