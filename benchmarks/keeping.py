@@ -4,8 +4,9 @@
                                  [--conversations 64] [--epochs 4] [--methods lora full]
 
 Each persona, method and seed is trained three times alike, but for `keep`; so the three runs take the same steps and
-differ only in the weights they end with. Judged on held-out lines as `locating.py` judges. The comparison is paired: a
-difference is taken within a persona and seed. Results are written as they come, and what is there is not done again.
+differ only in the weights they end with, and in when they stop. Judged on held-out lines as `locating.py` judges. The
+comparison is paired: a difference is taken within a persona and seed. Results are written as they come, and what is
+there is not done again; runs of another number of epochs are added to those that are there.
 """
 
 from __future__ import annotations
@@ -45,31 +46,34 @@ def one(home: Home, persona: str, method: str, seed: int, given: argparse.Namesp
             model.requires_grad_(True)
         settings = {"learning_rate": RATES[method], "epochs": given.epochs, "evaluations_per_epoch": 3}
         fitted = fit(ctx, model, f"{method}-{keep}", keep=keep, **settings)
-        rows.append({"persona": persona, "method": method, "seed": seed, "keep": keep, **fitted, **judge.judge(model)})
+        what = {"persona": persona, "method": method, "epochs": given.epochs, "seed": seed, "keep": keep}
+        rows.append({**what, **fitted, **judge.judge(model)})
         print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: means, and each way less `validation_loss`, paired, with a 95% interval (Student's t)."""
-    lines = ["| method | kept by | n | specificity | bits/byte | change on plain text |", "|---" * 6 + "|"]
+    lines = ["| trained | kept by | n | specificity | bits/byte | change on plain text | seconds |", "|---" * 7 + "|"]
     differences = [
-        "| method | less validation_loss | n | specificity | bits/byte | change on plain text |",
+        "| trained | less validation_loss | n | specificity | bits/byte | change on plain text |",
         "|---" * 6 + "|",
     ]
-    for method in dict.fromkeys(row["method"] for row in rows):
-        by = {
-            keep: {(r["persona"], r["seed"]): r for r in rows if (r["method"], r["keep"]) == (method, keep)}
-            for keep in KEEPS
-        }
+    for epochs, method in dict.fromkeys((row["epochs"], row["method"]) for row in rows):
+        by: dict[str, dict[Any, Any]] = {keep: {} for keep in KEEPS}
+        for row in rows:
+            if (row["epochs"], row["method"]) == (epochs, method):
+                by[row["keep"]][row["persona"], row["seed"]] = row
+        trained = f"{method}, {epochs:g} epochs"
         for keep, mine in by.items():
             means = [f"{statistics.mean(row[m] for row in mine.values()):.3f}" for m in MEASURES]
-            lines.append(f"| {method} | {keep} | {len(mine)} | {' | '.join(means)} |")
+            means.append(f"{statistics.mean(row['seconds'] for row in mine.values()):.0f}")
+            lines.append(f"| {trained} | {keep} | {len(mine)} | {' | '.join(means)} |")
             if keep != "validation_loss":
                 cells = [
                     mean_interval([row[m] - by["validation_loss"][at][m] for at, row in mine.items()]) for m in MEASURES
                 ]
-                differences.append(f"| {method} | {keep} | {len(mine)} | {' | '.join(cells)} |")
+                differences.append(f"| {trained} | {keep} | {len(mine)} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *differences]) + "\n"
 
 
@@ -90,11 +94,11 @@ def main() -> None:
     for seed in range(given.seeds):
         for persona in given.persona:
             for method in given.methods:
-                if any((r["persona"], r["method"], r["seed"]) == (persona, method, seed) for r in rows):
+                asked = (persona, method, seed, given.epochs)
+                if any((r["persona"], r["method"], r["seed"], r["epochs"]) == asked for r in rows):
                     continue
                 rows += one(home, persona, method, seed, given)
-                about = {"machine": worker_machine(home.root).device_name, "epochs": given.epochs}
-                about |= {"conversations": given.conversations}
+                about = {"machine": worker_machine(home.root).device_name, "conversations": given.conversations}
                 write_atomic(file, json.dumps(about | {"rows": rows}, indent=1) + "\n")
     print(table(rows))
 
