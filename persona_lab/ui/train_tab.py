@@ -173,7 +173,7 @@ class _Setup:
         if of != persona or not strategy:
             known = self.plans.known(persona, base or STARTER)
             rows = known or self.plans.placeholders()
-            cards = gr.update(choices=self._cards(rows, bool(known)), value=_first(known) if known else None)
+            cards = gr.update(choices=self._cards(persona, rows, bool(known)), value=_first(known) if known else None)
         mine = self.page.engine.variants(persona)
         trained = [(variant.name, variant.id) for variant in mine if variant.kind in ("adapter", "weights")]
         picks = [gr.update(choices=[("None", ""), *trained], value=trained[0][1] if trained else "")] * len(still)
@@ -195,13 +195,15 @@ class _Setup:
             rows = self.plans.rows(persona, base or STARTER)
         except PersonaLabError as error:
             return gr.skip(), error_box(error)
-        cards = self._cards(rows, True)
+        cards = self._cards(persona, rows, True)
         if strategy in self.forms:  # no value: another may have been chosen while the costs were worked out
             return gr.update(choices=cards), gr.skip()
         return gr.update(choices=cards, value=_first(rows)), gr.skip()
 
-    def _cards(self, rows: list[PlanRow], asked: bool) -> list[tuple[str, str]]:
-        return strategy_choices(rows, self.summaries, self.needs, asked)
+    def _cards(self, persona: str, rows: list[PlanRow], asked: bool) -> list[tuple[str, str]]:
+        # where there is a variant, its row says itself what speaks against it
+        needs = {} if self.plans.parent(persona) else self.needs
+        return strategy_choices(rows, self.summaries, needs, asked)
 
     def _switch(self, strategy: str | None) -> list[Any]:
         return [gr.update(visible=strategy == part_id) for part_id in self.forms]
