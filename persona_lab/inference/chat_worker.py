@@ -122,13 +122,7 @@ class ChatWorker:
         should_stop: Callable[[], bool],
     ) -> None:
         """One batch; if it fails before anybody spoke, each pane alone, so that one cannot take the others down."""
-        spoke = False
-
-        def heard(chunk: ChatChunk) -> None:
-            nonlocal spoke
-            spoke = True
-            emit(chunk)
-
+        heard = _Heard(emit)
         if len(group) > 1:
             try:
                 self._decode_with_room(base, group, heard, should_stop)
@@ -136,7 +130,7 @@ class ChatWorker:
             except BrokenPipeError:
                 raise
             except Exception as error:
-                if spoke:
+                if heard.anything:
                     with self._errors_to(group, emit):
                         raise
                     return
@@ -159,19 +153,13 @@ class ChatWorker:
         if should_stop():
             _leave_unsaid(group, emit)
             return
-        spoke = False
-
-        def heard(chunk: ChatChunk) -> None:
-            nonlocal spoke
-            spoke = True
-            emit(chunk)
-
+        heard = _Heard(emit)
         try:
             self._decode(self._serve(base), group, heard, should_stop)
             return
         except OutOfMemory as error:
             others = [other for other in self._served if other != base]
-            if spoke or not others:
+            if heard.anything or not others:
                 raise
             print(f"Once more without {', '.join(others)}: {error}", file=sys.stderr, flush=True)
         self._drop(others)
@@ -278,6 +266,18 @@ def _alone(host: VariantHost, variant: Variant) -> Iterator[tuple[Any, None]]:
     """`model_for`, in the shape of `model_for_batch`."""
     with host.model_for(variant) as model:
         yield model, None
+
+
+@dataclass
+class _Heard:
+    """Passes chunks on, and remembers whether there was one."""
+
+    emit: Callable[[ChatChunk], None]
+    anything: bool = False
+
+    def __call__(self, chunk: ChatChunk) -> None:
+        self.anything = True
+        self.emit(chunk)
 
 
 def _leave_unsaid(requests: Sequence[ChatRequest], emit: Callable[[ChatChunk], None]) -> None:
